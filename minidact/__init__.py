@@ -1,0 +1,23 @@
+"""minidact: a BERT to read in an evening that computes only as much as a sentence needs."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["InputError", "Model", "Prediction", "__version__"]
+
+if TYPE_CHECKING:
+    from .errors import InputError
+    from .predict import Model, Prediction
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what is asked for when it is asked for: `import minidact` alone costs nothing."""
+    if name in ("Model", "Prediction"):
+        from . import predict
+
+        return getattr(predict, name)
+    if name == "InputError":
+        from .errors import InputError
+
+        return InputError
+    raise AttributeError(f"module 'minidact' has no attribute {name!r}")

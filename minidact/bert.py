@@ -1,0 +1,239 @@
+"""The static network: a BERT with its whole backward pass (Devlin et al., arXiv 1810.04805).
+
+Functions of arrays, from small to large. `params` is a flat dict under Hugging Face's names, weights
+stored (out, in); `grads` is a dict with the same keys, which each backward fills. `calc` is the
+calculus to compute with, the module `ops` or the module `kernels`. `rng` switches dropout on.
+Letters in the shape comments: see ragged.py.
+"""
+
+import numpy as np
+
+from . import ops
+from .config import Config
+from .ragged import Batch
+
+# ---------------------------------------------------------------------------- what there is
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Every parameter of embeddings and encoder, and its shape: the one table of them."""
+    c, f = config.hidden_size, config.intermediate_size
+    table = {
+        "bert.embeddings.word_embeddings.weight": (config.vocab_size, c),
+        "bert.embeddings.position_embeddings.weight": (config.max_position_embeddings, c),
+        "bert.embeddings.token_type_embeddings.weight": (config.type_vocab_size, c),
+        "bert.embeddings.LayerNorm.weight": (c,),
+        "bert.embeddings.LayerNorm.bias": (c,),
+    }
+    for layer in range(config.num_hidden_layers):
+        at = f"bert.encoder.layer.{layer}"
+        for name, (outputs, inputs) in {
+            "attention.self.query": (c, c),
+            "attention.self.key": (c, c),
+            "attention.self.value": (c, c),
+            "attention.output.dense": (c, c),
+            "intermediate.dense": (f, c),
+            "output.dense": (c, f),
+        }.items():
+            table[f"{at}.{name}.weight"] = (outputs, inputs)
+            table[f"{at}.{name}.bias"] = (outputs,)
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            table[f"{at}.{name}.weight"] = (c,)
+            table[f"{at}.{name}.bias"] = (c,)
+    return table
+
+
+def classifier_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The head of a plain BertForSequenceClassification: pooler and classifier."""
+    c, y = config.hidden_size, config.num_labels
+    return {
+        "bert.pooler.dense.weight": (c, c),
+        "bert.pooler.dense.bias": (c,),
+        "classifier.weight": (y, c),
+        "classifier.bias": (y,),
+    }
+
+
+def init_params(table: dict, rng: np.random.Generator, dtype=np.float32) -> dict[str, np.ndarray]:
+    """BERT's initialisation for a table of shapes: normal(0, 0.02), biases 0, LayerNorm 1 and 0."""
+    params = {}
+    for name, shape in table.items():
+        if name.endswith(".bias"):
+            params[name] = np.zeros(shape, dtype)
+        elif name.endswith("LayerNorm.weight"):
+            params[name] = np.ones(shape, dtype)
+        else:
+            params[name] = (rng.standard_normal(shape) * 0.02).astype(dtype)
+    return params
+
+
+# ---------------------------------------------------------------------------- named pieces
+
+
+def linear_forward(params, name, x, calc):
+    return calc.linear_forward(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+
+def linear_backward(grads, name, dout, cache, calc):
+    dx, grads[f"{name}.weight"], grads[f"{name}.bias"] = calc.linear_backward(dout, cache)
+    return dx
+
+
+def _norm_forward(params, name, x, config, calc):
+    gamma, beta = params[f"{name}.weight"], params[f"{name}.bias"]
+    return calc.layer_norm_forward(x, gamma, beta, config.layer_norm_eps)
+
+
+def _norm_backward(grads, name, dout, cache, calc):
+    dx, grads[f"{name}.weight"], grads[f"{name}.bias"] = calc.layer_norm_backward(dout, cache)
+    return dx
+
+
+# ---------------------------------------------------------------------------- embeddings
+
+
+def embeddings_forward(params, config: Config, batch: Batch, calc=ops, rng=None):
+    """Token ids -> x (T, C): word + position + segment, normalised."""
+    at = "bert.embeddings."
+    tables = [params[f"{at}{t}_embeddings.weight"] for t in ("word", "position", "token_type")]
+    x, sum_cache = calc.embedding_forward(*batch, *tables)  # (T, C)
+    x, norm_cache = _norm_forward(params, f"{at}LayerNorm", x, config, calc)
+    x, drop_cache = calc.dropout_forward(x, config.hidden_dropout_prob, rng)
+    return x, (sum_cache, norm_cache, drop_cache)
+
+
+def embeddings_backward(dx, cache, grads, calc=ops):
+    sum_cache, norm_cache, drop_cache = cache
+    at = "bert.embeddings."
+    dx = calc.dropout_backward(dx, drop_cache)
+    dx = _norm_backward(grads, f"{at}LayerNorm", dx, norm_cache, calc)
+    dtables = calc.embedding_backward(dx, sum_cache)
+    for name, dtable in zip(("word", "position", "token_type"), dtables, strict=True):
+        grads[f"{at}{name}_embeddings.weight"] = dtable
+
+
+# ---------------------------------------------------------------------------- one layer
+
+
+def attention_forward(params, config: Config, layer: int, x, offsets, calc=ops, rng=None):
+    """The first half of a layer: x (T, C) -> LayerNorm(x + attention(x))."""
+    at = f"bert.encoder.layer.{layer}.attention"
+    q, q_cache = linear_forward(params, f"{at}.self.query", x, calc)  # (T, C)
+    k, k_cache = linear_forward(params, f"{at}.self.key", x, calc)
+    v, v_cache = linear_forward(params, f"{at}.self.value", x, calc)
+    drop, rate, heads = None, config.attention_probs_dropout_prob, config.num_attention_heads
+    if rng is not None and rate > 0:
+        drop = calc.dropout_mask(calc.attention_size(offsets, heads), rate, rng, x.dtype)
+    mixed, mix_cache = calc.attention_forward(q, k, v, offsets, heads, drop)
+    out, out_cache = linear_forward(params, f"{at}.output.dense", mixed, calc)
+    out, drop_cache = calc.dropout_forward(out, config.hidden_dropout_prob, rng)
+    out, norm_cache = _norm_forward(params, f"{at}.output.LayerNorm", out + x, config, calc)
+    return out, (at, q_cache, k_cache, v_cache, mix_cache, out_cache, drop_cache, norm_cache)
+
+
+def attention_backward(dout, cache, grads, calc=ops):
+    at, q_cache, k_cache, v_cache, mix_cache, out_cache, drop_cache, norm_cache = cache
+    dsum = _norm_backward(grads, f"{at}.output.LayerNorm", dout, norm_cache, calc)
+    dmixed = calc.dropout_backward(dsum, drop_cache)
+    dmixed = linear_backward(grads, f"{at}.output.dense", dmixed, out_cache, calc)
+    dq, dk, dv = calc.attention_backward(dmixed, mix_cache)
+    dx = dsum  # the residual: x goes into the sum as it is
+    dx += linear_backward(grads, f"{at}.self.query", dq, q_cache, calc)
+    dx += linear_backward(grads, f"{at}.self.key", dk, k_cache, calc)
+    dx += linear_backward(grads, f"{at}.self.value", dv, v_cache, calc)
+    return dx
+
+
+def feed_forward_forward(params, config: Config, layer: int, x, calc=ops, rng=None):
+    """The second half of a layer: x (T, C) -> LayerNorm(x + W2 gelu(W1 x))."""
+    at = f"bert.encoder.layer.{layer}"
+    wide, in_cache = linear_forward(params, f"{at}.intermediate.dense", x, calc)  # (T, F)
+    wide, gelu_cache = calc.gelu_forward(wide)
+    out, out_cache = linear_forward(params, f"{at}.output.dense", wide, calc)  # (T, C)
+    out, drop_cache = calc.dropout_forward(out, config.hidden_dropout_prob, rng)
+    out, norm_cache = _norm_forward(params, f"{at}.output.LayerNorm", out + x, config, calc)
+    return out, (at, in_cache, gelu_cache, out_cache, drop_cache, norm_cache)
+
+
+def feed_forward_backward(dout, cache, grads, calc=ops):
+    at, in_cache, gelu_cache, out_cache, drop_cache, norm_cache = cache
+    dsum = _norm_backward(grads, f"{at}.output.LayerNorm", dout, norm_cache, calc)
+    dwide = calc.dropout_backward(dsum, drop_cache)
+    dwide = linear_backward(grads, f"{at}.output.dense", dwide, out_cache, calc)  # (T, F)
+    dwide = calc.gelu_backward(dwide, gelu_cache)
+    dx = dsum  # the residual
+    dx += linear_backward(grads, f"{at}.intermediate.dense", dwide, in_cache, calc)
+    return dx
+
+
+def layer_forward(params, config: Config, layer: int, x, offsets, calc=ops, rng=None):
+    """One encoder layer, post-LN: x (T, C) -> (T, C)."""
+    x, first = attention_forward(params, config, layer, x, offsets, calc, rng)
+    x, second = feed_forward_forward(params, config, layer, x, calc, rng)
+    return x, (first, second)
+
+
+def layer_backward(dx, cache, grads, calc=ops):
+    first, second = cache
+    dx = feed_forward_backward(dx, second, grads, calc)
+    return attention_backward(dx, first, grads, calc)
+
+
+# ---------------------------------------------------------------------------- encoder
+
+
+def encoder_forward(params, config: Config, batch: Batch, calc=ops, rng=None):
+    """Token ids -> hidden states [x_0 (embeddings), x_1, .., x_L], each (T, C)."""
+    x, cache = embeddings_forward(params, config, batch, calc, rng)
+    states, caches = [x], [cache]
+    for layer in range(config.num_hidden_layers):
+        x, cache = layer_forward(params, config, layer, x, batch.offsets, calc, rng)
+        states.append(x)
+        caches.append(cache)
+    return states, caches
+
+
+def encoder_backward(dstates, caches, grads, calc=ops):
+    """dstates: like the hidden states, each (T, C) or None where nothing reads that state."""
+    dx = None
+    for dstate, cache in zip(reversed(dstates[1:]), reversed(caches[1:]), strict=True):
+        dx = _add(dx, dstate)
+        dx = layer_backward(dx, cache, grads, calc)
+    embeddings_backward(_add(dx, dstates[0]), caches[0], grads, calc)
+
+
+def _add(a, b):
+    return a if b is None else b if a is None else a + b
+
+
+# ---------------------------------------------------------------------------- sentence level
+
+
+def summary_forward(x, offsets, kind: str, calc=ops):
+    """What a sentence-level unit reads: x (T, C) -> (B, C); kind "cls" or "mean"."""
+    rows = calc.mean_rows_forward if kind == "mean" else calc.first_rows_forward
+    out, cache = rows(x, offsets)
+    return out, (kind, cache)
+
+
+def summary_backward(dout, cache, calc=ops):
+    kind, rows_cache = cache
+    rows = calc.mean_rows_backward if kind == "mean" else calc.first_rows_backward
+    return rows(dout, rows_cache)
+
+
+def classifier_forward(params, config: Config, summary, calc=ops, rng=None):
+    """Summary (B, C) -> logits (B, Y): pooler (linear, tanh), dropout, linear."""
+    pooled, pool_cache = linear_forward(params, "bert.pooler.dense", summary, calc)  # (B, C)
+    pooled, tanh_cache = calc.tanh_forward(pooled)
+    pooled, drop_cache = calc.dropout_forward(pooled, config.hidden_dropout_prob, rng)
+    logits, out_cache = linear_forward(params, "classifier", pooled, calc)  # (B, Y)
+    return logits, (pool_cache, tanh_cache, drop_cache, out_cache)
+
+
+def classifier_backward(dlogits, cache, grads, calc=ops):
+    pool_cache, tanh_cache, drop_cache, out_cache = cache
+    dpooled = linear_backward(grads, "classifier", dlogits, out_cache, calc)
+    dpooled = calc.dropout_backward(dpooled, drop_cache)
+    dpooled = calc.tanh_backward(dpooled, tanh_cache)
+    return linear_backward(grads, "bert.pooler.dense", dpooled, pool_cache, calc)

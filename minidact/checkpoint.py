@@ -1,0 +1,261 @@
+"""A Hugging Face directory <-> a config, a flat dict of arrays, and a tokenizer.
+
+Reading is generous: names with or without `bert.`, LayerNorm's `gamma/beta` or `weight/bias`,
+float16, bfloat16, float32 or float64 tensors, tokenizer.json or only vocab.txt. Only safetensors is
+ever read: a pickle can run code. Writing is strict, and to the side first, then moved into place.
+"""
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, deserialize
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from . import bert, model
+from .config import Config
+from .errors import InputError
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+REQUIRED = FILES[:2]
+IGNORED = re.compile(r"bert\.embeddings\.position_ids|cls\.")  # an index; the pretraining heads
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+# ---------------------------------------------------------------------------- where
+
+
+def builtin_weights() -> Path:
+    """The directory `weights/`: beside the package in a clone, inside it in an installed wheel."""
+    here = Path(__file__).resolve().parent
+    inside = here / "weights"
+    return inside if inside.is_dir() else here.parent / "weights"
+
+
+def resolve(name: str | os.PathLike | None) -> Path:
+    """A model's directory. name: a path, a name in weights/, a hub id, or None for the default.
+
+    A hub id, such as "google-bert/bert-base-uncased", is fetched with huggingface_hub. Raises
+    InputError if there is no such directory, or if the hub cannot be reached.
+    """
+    shipped = sorted(p.parent for p in builtin_weights().glob("*/config.json"))
+    if name is None:
+        if not shipped:
+            raise InputError(f"no model was named, and {builtin_weights()} holds none")
+        return shipped[0]
+    path = Path(name)
+    if path.is_dir():
+        return path
+    for directory in shipped:
+        if directory.name == str(name):
+            return directory
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) and not path.parent.exists():
+        return _fetch(str(name))
+    raise InputError(f"no model directory {str(name)!r}, and that is not a hub id (owner/name)")
+
+
+def _fetch(repository: str) -> Path:
+    """Downloads the files we read, and no others, into huggingface_hub's cache."""
+    from huggingface_hub import hf_hub_download  # slow to import, and seldom needed
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    config = None
+    for file in FILES:
+        try:
+            path = hf_hub_download(repository, file)
+        except RepositoryNotFoundError:
+            raise InputError(f"the hub has no model {repository!r} (or it is private)") from None
+        except EntryNotFoundError:
+            if file in REQUIRED:
+                raise InputError(f"the hub's {repository!r} has no {file}") from None
+            continue
+        except Exception as error:  # offline, a proxy, a full disk: huggingface_hub raises many
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise InputError(f"{repository!r} could not be fetched from the hub: {reason}") from None
+        config = config or path
+    return Path(config).parent
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def load(name: str | os.PathLike | None) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
+    """A whole model: config, float32 parameters for every name in model.shapes, tokenizer.
+
+    Raises InputError for a directory that is not one, or whose parts do not fit each other.
+    """
+    path = resolve(name)
+    config = read_config(path)
+    params = read_params(path, model.shapes(config))
+    return config, params, read_tokenizer(path, config)
+
+
+def load_backbone(name) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
+    """The same for a model to fine-tune: embeddings and encoder only; heads may lack or differ."""
+    path = resolve(name)
+    config = read_config(path)
+    params = read_params(path, bert.shapes(config), others_allowed=True)
+    return config, params, read_tokenizer(path, config)
+
+
+def read_config(path: Path) -> Config:
+    file = path / "config.json"
+    try:
+        raw = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} has no config.json: it is not a model directory") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not readable as JSON: {error}") from None
+    return Config.from_dict(raw)
+
+
+def read_params(path: Path, shapes: dict, others_allowed=False) -> dict[str, np.ndarray]:
+    """model.safetensors as float32 arrays under our names, checked against a table of shapes."""
+    file = path / "model.safetensors"
+    try:
+        entries = deserialize(file.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} has no model.safetensors (other formats, such as pickles, are never read)"
+        ) from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} is damaged or not a safetensors file: {error}") from None
+
+    params, unexpected = {}, []
+    while entries:  # popped one by one, so that each raw copy is freed as its array is made
+        raw_name, entry = entries.pop()
+        name = our_name(raw_name)
+        if name in shapes:
+            params[name] = _array(entry, raw_name, shapes[name], file)
+        elif not IGNORED.match(name) and not name.startswith("bert.pooler."):
+            unexpected.append(raw_name)
+    missing = [name for name in shapes if name not in params]
+    if missing:
+        raise InputError(f"{file} lacks {_listed(missing)}{_hint(missing)}")
+    if unexpected and not others_allowed:
+        raise InputError(f"{file} holds tensors that config.json gives no place: {_listed(unexpected)}")
+    return params
+
+
+def our_name(name: str) -> str:
+    """A checkpoint's tensor name -> the name used here."""
+    if name.startswith(("embeddings.", "encoder.", "pooler.")):
+        name = f"bert.{name}"
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight",
+                  re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+
+
+def _array(entry: dict, name: str, shape: tuple, file: Path) -> np.ndarray:
+    kind = entry["dtype"]
+    if kind not in DTYPES:
+        raise InputError(f"{file}: tensor {name} is of type {kind}; {', '.join(DTYPES)} are read")
+    if tuple(entry["shape"]) != tuple(shape):
+        raise InputError(
+            f"{file}: tensor {name} has shape {tuple(entry['shape'])}, config.json wants {shape}"
+        )
+    raw = np.frombuffer(entry["data"], DTYPES[kind]).reshape(shape)
+    if kind == "BF16":  # the upper half of a float32
+        array = (raw.astype(np.uint32) << 16).view(np.float32)
+    else:
+        array = raw.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(f"{file}: tensor {name} holds NaN or infinity")
+    return array
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(sorted(names)[:most]) + more
+
+
+def _hint(missing: list[str]) -> str:
+    if all(name.startswith(("classifier.", "bert.pooler.")) for name in missing):
+        return ": it is a backbone without a classifier; fine-tune it first (python -m minidact.train)"
+    return ""
+
+
+# ---------------------------------------------------------------------------- tokenizer
+
+
+def read_tokenizer(path: Path, config: Config) -> Tokenizer:
+    """tokenizer.json, or a WordPiece tokenizer from vocab.txt; cuts texts to the model's limit."""
+    try:
+        if (path / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        elif (path / "vocab.txt").exists():
+            tokenizer = _from_vocabulary(path)
+        else:
+            raise InputError(f"{path} has neither tokenizer.json nor vocab.txt")
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(config.max_position_embeddings)
+    except InputError:
+        raise
+    except Exception as error:  # the Rust side raises bare Exception
+        raise InputError(f"the tokenizer in {path} cannot be read: {error}") from None
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= config.vocab_size:
+        raise InputError(
+            f"the tokenizer in {path} has ids up to {highest}, but config.json's vocab_size is "
+            f"{config.vocab_size}"
+        )
+    return tokenizer
+
+
+def _from_vocabulary(path: Path) -> Tokenizer:
+    """BERT's tokenizer from its vocabulary: clean, split at spaces and punctuation, WordPiece."""
+    words = (path / "vocab.txt").read_text("utf-8").splitlines()
+    vocabulary = {word: i for i, word in enumerate(words)}
+    absent = [word for word in ("[UNK]", "[CLS]", "[SEP]") if word not in vocabulary]
+    if absent:
+        raise InputError(f"{path / 'vocab.txt'} lacks {', '.join(absent)}")
+    lower = True
+    if (path / "tokenizer_config.json").exists():
+        options = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
+        lower = bool(options.get("do_lower_case", True))
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
+    tokenizer.add_special_tokens([w for w in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+                                  if w in vocabulary])
+    return tokenizer
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def save(directory, config: Config, params: dict, tokenizer: Tokenizer, dtype=np.float32) -> None:
+    """Writes a directory that `load` and transformers' BertModel.from_pretrained both read.
+
+    dtype: float32 or float16, of the tensors on disk. Each file is complete or not there at all.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: np.ascontiguousarray(array, dtype) for name, array in params.items()}
+    write_file(directory / "model.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
+    write_file(directory / "config.json", json.dumps(config.to_dict(), indent=2).encode() + b"\n")
+    write_file(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode() + b"\n")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes to the side, flushes to the disk, moves into place: whole, or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise InputError(f"{path} could not be written: {error.strerror}") from None
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,198 @@
+"""Halting: DACT-BERT (Eyzaguirre, del Rio, Araujo, Soto, arXiv 2109.11745), after DACT (2004.12770).
+
+After every layer n = 1..L a small unit reads the sentence's summary s_n and says two things:
+
+    t_n = relu(W_t s_n + b_t)             trunk
+    y_n = softmax(W_y t_n + b_y)          what the answer is
+    h_n = sigmoid(w_h t_n + b_h)          near 1: keep going; near 0: the answer is ready
+
+The answers are averaged, each weighted by the doubt that the layers before it left:
+
+    p_0 = 1     p_n = h_n p_{n-1}                              doubt never rises
+    a_0 = 0     a_n = p_{n-1} y_n + (1 - p_{n-1}) a_{n-1}      the answer is a_L
+
+In training all layers run, so every gradient is exact. In inference a sentence stops as soon as the
+layers that are left could not change its class any more (`margin`): they are bounded by the doubt.
+
+This file works on arrays only: it knows neither BERT nor the other mechanisms.
+"""
+
+import numpy as np
+
+from . import ops
+
+CONFIDENCE_FLOOR = 1e-6  # 1 - top probability is not taken below this before the logarithm
+ANSWER_FLOOR = 1e-8  # nor a_L[label] below this
+
+HALTING_BIAS = 2.5  # h starts at sigmoid(2.5) = 0.92: at 1/2, p_n = 2^-n and deep layers starve
+
+
+def shapes(name: str, size: int, trunk: int, classes: int, sees_confidence: bool) -> dict:
+    """The parameters of one unit, under the prefix `name`, and their shapes."""
+    return {
+        f"{name}.trunk.weight": (trunk, size),
+        f"{name}.trunk.bias": (trunk,),
+        f"{name}.classifier.weight": (classes, trunk),
+        f"{name}.classifier.bias": (classes,),
+        f"{name}.halting.weight": (1, trunk + sees_confidence),
+        f"{name}.halting.bias": (1,),
+    }
+
+
+# ---------------------------------------------------------------------------- one unit
+
+
+def unit_forward(s, params: dict, name: str):
+    """s (B, C), summaries after layer n -> z (B, Y) logits, y (B, Y) = softmax(z), h (B,).
+
+    If w_h is one longer than the trunk, h_n also sees how sure y_n is, as log(1 - max y_n). That is
+    our addition: no gradient goes through it, so h cannot make y less sure in order to go on.
+    """
+    w_t, w_y, w_h = (params[f"{name}.{part}.weight"] for part in ("trunk", "classifier", "halting"))
+    b_t, b_y, b_h = (params[f"{name}.{part}.bias"] for part in ("trunk", "classifier", "halting"))
+    t, trunk_cache = ops.linear_forward(s, w_t, b_t)  # (B, D)
+    t, relu_cache = ops.relu_forward(t)
+    z, classifier_cache = ops.linear_forward(t, w_y, b_y)  # (B, Y)
+    y, softmax_cache = ops.softmax_forward(z)
+    seen = t
+    if w_h.shape[1] > t.shape[1]:
+        doubt = np.log(np.maximum(1 - y.max(1, keepdims=True), s.dtype.type(CONFIDENCE_FLOOR)))
+        seen = np.concatenate([t, doubt], 1)  # (B, D + 1)
+    g, halting_cache = ops.linear_forward(seen, w_h, b_h)  # (B, 1)
+    h, sigmoid_cache = ops.sigmoid_forward(g[:, 0])  # (B,)
+    caches = (trunk_cache, relu_cache, classifier_cache, softmax_cache, halting_cache, sigmoid_cache)
+    return z, y, h, (name, caches)
+
+
+def unit_backward(dz, dy, dh, cache, grads: dict):
+    """dz (B, Y): what reaches the logits beside dy. Returns ds (B, C); fills grads."""
+    name, caches = cache
+    trunk_cache, relu_cache, classifier_cache, softmax_cache, halting_cache, sigmoid_cache = caches
+    dg = ops.sigmoid_backward(dh, sigmoid_cache)[:, None]  # (B, 1)
+    dseen, dw, db = ops.linear_backward(dg, halting_cache)
+    grads[f"{name}.halting.weight"], grads[f"{name}.halting.bias"] = dw, db
+    dz = dz + ops.softmax_backward(dy, softmax_cache)
+    dt, dw, db = ops.linear_backward(dz, classifier_cache)
+    grads[f"{name}.classifier.weight"], grads[f"{name}.classifier.bias"] = dw, db
+    dt += dseen[:, : dt.shape[1]]  # what h saw of the confidence has no gradient
+    dt = ops.relu_backward(dt, relu_cache)
+    ds, dw, db = ops.linear_backward(dt, trunk_cache)
+    grads[f"{name}.trunk.weight"], grads[f"{name}.trunk.bias"] = dw, db
+    return ds
+
+
+# ---------------------------------------------------------------------------- the answer
+
+
+def accumulate_step(a, p, y, h):
+    """One layer's turn: a, y (B, Y), p, h (B,) before it -> a, p after it."""
+    #   a_n = p_{n-1} y_n + (1 - p_{n-1}) a_{n-1}
+    a = p[:, None] * y + (1 - p[:, None]) * a
+    #   p_n = h_n p_{n-1}
+    p = h * p
+    return a, p
+
+
+def accumulate_forward(y, h):
+    """y (L, B, Y), h (L, B) -> the answer a_L (B, Y) and the doubts p_1..p_L (L, B)."""
+    a, p = np.zeros_like(y[0]), np.ones_like(h[0])
+    before, doubts = [], []
+    for y_n, h_n in zip(y, h, strict=True):
+        before.append((a, p))
+        a, p = accumulate_step(a, p, y_n, h_n)
+        doubts.append(p)
+    return a, np.stack(doubts), (y, h, before)
+
+
+def accumulate_backward(da, dp, cache):
+    """da (B, Y) of a_L, dp (L, B) of the doubts -> dy (L, B, Y), dh (L, B)."""
+    y, h, before = cache
+    dy, dh = np.empty_like(y), np.empty_like(h)
+    later = np.zeros_like(h[0])  # d loss / d p_n by way of the layers after n
+    for n in reversed(range(len(y))):
+        a, p = before[n]  # a_{n-1}, p_{n-1}
+        dp_n = dp[n] + later
+        #   p_n = h_n p_{n-1}
+        dh[n] = dp_n * p
+        later = dp_n * h[n]
+        #   a_n = p_{n-1} y_n + (1 - p_{n-1}) a_{n-1}
+        dy[n] = p[:, None] * da
+        later += (da * (y[n] - a)).sum(1)
+        da = (1 - p[:, None]) * da
+    return dy, dh
+
+
+# ---------------------------------------------------------------------------- the loss
+
+
+def answer_loss_forward(a, labels):
+    """a (B, Y), labels (B,) -> mean of -log max(a[label], 1e-8)."""
+    picked = a[np.arange(len(a)), labels]
+    return -np.log(np.maximum(picked, a.dtype.type(ANSWER_FLOOR))).mean(), (a.shape, picked, labels)
+
+
+def answer_loss_backward(dloss, cache):
+    shape, picked, labels = cache
+    da = np.zeros(shape, picked.dtype)
+    alive = picked > ANSWER_FLOOR
+    rows = np.flatnonzero(alive)
+    da[rows, labels[alive]] = -dloss / (len(picked) * picked[alive])
+    return da
+
+
+def ponder_cost_forward(p, h, kind="p"):
+    """rho = sum over layers of p_n (the paper's), or of h_n; mean over sentences."""
+    return (p if kind == "p" else h).sum(0).mean(), (p.shape, p.dtype, kind)
+
+
+def ponder_cost_backward(dcost, cache):
+    """-> dp (L, B), dh (L, B)."""
+    shape, dtype, kind = cache
+    share = np.full(shape, dcost / shape[1], dtype)
+    return (share, np.zeros_like(share)) if kind == "p" else (np.zeros_like(share), share)
+
+
+def heads_loss_forward(z, targets):
+    """z (L, B, Y) logits, targets (B, Y) probabilities -> mean over n, b of CE(y_n, target).
+
+    Our addition. With a loss on a_L alone the early heads starve: what a later layer overwrites
+    gets no gradient, nothing becomes ready early, and nothing halts.
+    """
+    shifted = z - z.max(-1, keepdims=True)
+    log_y = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return -(targets * log_y).sum(-1).mean(), (log_y, targets)
+
+
+def heads_loss_backward(dloss, cache):
+    """-> dz (L, B, Y)."""
+    log_y, targets = cache
+    return (np.exp(log_y) - targets) * (dloss / log_y[..., 0].size).astype(log_y.dtype)
+
+
+# ---------------------------------------------------------------------------- when to stop
+
+
+def margin(a, p, layers_left: int, bound: str = "tight"):
+    """By how much the top class is safe, after some layer: a (B, Y), p (B,) -> (B,) float64.
+
+    Let c be the top class of a_n, r the runner-up, d the layers left. Each of those moves at most
+    the share p_n of the answer, so the top class keeps at least (1 - p_n)^d of what it has. The
+    class CANNOT change any more if the margin, lower bound less upper bound, is not negative:
+
+        paper    a[c] (1 - p)^d  -  (a[r] + p d)
+        tight    (a[c] - a[r]) (1 - p)^d  -  (1 - (1 - p)^d)
+
+    The tight one is ours: what leaves the top class can go to one rival only, and at most
+    1 - (1 - p)^d of the answer moves at all. It is never below the paper's where that one is >= 0.
+    """
+    a, p = np.asarray(a, np.float64), np.asarray(p, np.float64)
+    second, top = np.partition(a, -2, axis=-1)[..., -2:].T
+    kept = (1 - p) ** layers_left
+    if bound == "paper":
+        return top * kept - (second + p * layers_left)
+    return (top - second) * kept - (1 - kept)
+
+
+def halts(a, p, layers_left: int, slack: float = 0.0, bound: str = "tight"):
+    """Which sentences stop: margin >= -slack. Slack 0 never changes a class; more stops earlier."""
+    return margin(a, p, layers_left, bound) >= -slack

@@ -1,0 +1,27 @@
+"""The one exception that a user's mistake raises, and how a command ends on it."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class InputError(Exception):
+    """Something that was given to minidact cannot be used; the message says what, and what to do.
+
+    A command prints the message on stderr and ends with exit code 2; Python callers catch this
+    one type.
+    """
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's main(); turns InputError into one sentence on stderr and exit code 2."""
+    try:
+        main()
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output left (`... | head`): end quietly
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,279 @@
+"""The calculus in plain NumPy: every operation of a BERT, forward and backward. The reference.
+
+    out, cache = f_forward(...)             cache holds what the backward needs, and nothing else
+    dx, dw, db = f_backward(dout, cache)    dx stands for d loss / d x, of x's shape
+
+Any float dtype goes in and comes out unchanged. Inputs are never written to, and the gradients a
+backward returns share memory with nothing else. kernels.py holds the same functions in Numba
+where they are hot; the tests hold the two against each other, and this file against finite
+differences.
+"""
+
+import math
+
+import numpy as np
+from scipy.special import erf, expit
+
+from . import ragged
+
+# ---------------------------------------------------------------------------- linear
+
+
+def linear_forward(x, w, b):
+    """x (T, I), w (O, I) as checkpoints store it, b (O,) -> x w' + b  (T, O)."""
+    return x @ w.T + b, (x, w)
+
+
+def linear_backward(dout, cache):
+    x, w = cache
+    dx = dout @ w  # (T, I)
+    dw = dout.T @ x  # (O, I)
+    db = dout.sum(0)  # (O,)
+    return dx, dw, db
+
+
+# ---------------------------------------------------------------------------- pointwise
+
+
+def gelu_forward(x):
+    """x Phi(x), Phi the normal distribution function: the exact GELU, not the tanh one."""
+    return x * x.dtype.type(0.5) * (1 + erf(x * x.dtype.type(math.sqrt(0.5)))), x
+
+
+def gelu_backward(dout, cache):
+    x = cache
+    phi = np.exp(x * x * x.dtype.type(-0.5)) * x.dtype.type(1 / math.sqrt(2 * math.pi))
+    cdf = x.dtype.type(0.5) * (1 + erf(x * x.dtype.type(math.sqrt(0.5))))
+    return dout * (cdf + x * phi)  # (x Phi)' = Phi + x phi
+
+
+def tanh_forward(x):
+    out = np.tanh(x)
+    return out, out
+
+
+def tanh_backward(dout, cache):
+    out = cache
+    return dout * (1 - out * out)
+
+
+def sigmoid_forward(x):
+    out = expit(x)
+    return out, out
+
+
+def sigmoid_backward(dout, cache):
+    out = cache
+    return dout * out * (1 - out)
+
+
+def relu_forward(x):
+    return np.maximum(x, 0), x
+
+
+def relu_backward(dout, cache):
+    x = cache
+    return dout * (x > 0)
+
+
+def dropout_forward(x, rate, rng):
+    """Zeroes each element with probability rate and scales the others by 1 / (1 - rate).
+
+    rate 0 or rng None: x itself goes through (inference).
+    """
+    if rate == 0 or rng is None:
+        return x, None
+    mask = dropout_mask(x.shape, rate, rng, x.dtype)
+    return x * mask, mask
+
+
+def dropout_backward(dout, cache):
+    mask = cache
+    return dout.copy() if mask is None else dout * mask
+
+
+def dropout_mask(shape, rate, rng, dtype):
+    """Random array of 0 and 1 / (1 - rate)."""
+    keep = rng.random(shape, dtype=np.float32) >= rate
+    return keep.astype(dtype) / dtype.type(1 - rate)
+
+
+# ---------------------------------------------------------------------------- rows
+
+
+def softmax_forward(x):
+    """Over the last axis."""
+    e = np.exp(x - x.max(-1, keepdims=True))  # the shift changes nothing but keeps exp finite
+    out = e / e.sum(-1, keepdims=True)
+    return out, out
+
+
+def softmax_backward(dout, cache):
+    out = cache
+    return out * (dout - (dout * out).sum(-1, keepdims=True))
+
+
+def layer_norm_forward(x, gamma, beta, eps):
+    """x (T, C): each row to mean 0 and variance 1, then scaled and shifted by gamma, beta (C,)."""
+    centred = x - x.mean(-1, keepdims=True)
+    variance = np.mean(centred * centred, -1, keepdims=True)
+    inv_std = 1 / np.sqrt(variance + x.dtype.type(eps))  # (T, 1)
+    normal = centred * inv_std  # (T, C)
+    return normal * gamma + beta, (normal, inv_std, gamma)
+
+
+def layer_norm_backward(dout, cache):
+    normal, inv_std, gamma = cache
+    dgamma = (dout * normal).sum(0)
+    dbeta = dout.sum(0)
+    dnormal = dout * gamma
+    # x reaches normal directly, through the mean, and through the variance
+    dx = dnormal - dnormal.mean(-1, keepdims=True)
+    dx -= normal * (dnormal * normal).mean(-1, keepdims=True)
+    dx *= inv_std
+    return dx, dgamma, dbeta
+
+
+def cross_entropy_forward(logits, labels):
+    """logits (B, Y), labels (B,) int -> mean over sentences of -log softmax(logits)[label]."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    picked = log_probs[np.arange(len(labels)), labels]
+    return -picked.mean(), (np.exp(log_probs), labels)
+
+
+def cross_entropy_backward(dloss, cache):
+    probs, labels = cache
+    dlogits = probs.copy()
+    dlogits[np.arange(len(labels)), labels] -= 1
+    return dlogits * (dloss / probs.dtype.type(len(labels)))
+
+
+# ---------------------------------------------------------------------------- ragged
+
+
+def embedding_forward(ids, segments, offsets, words, places, kinds):
+    """Sum of three tables' rows: the token's word, its place in the sentence, its segment.
+
+    ids, segments (T,) int; words (V, C), places (positions, C), kinds (segment types, C) -> (T, C)
+    """
+    position_ids = ragged.positions(offsets)
+    out = words[ids]
+    out += places[position_ids]
+    out += kinds[segments]
+    return out, (ids, position_ids, segments, words.shape, places.shape, kinds.shape)
+
+
+def embedding_backward(dout, cache):
+    *indices, words_shape, places_shape, kinds_shape = cache
+    grads = []
+    for index, shape in zip(indices, (words_shape, places_shape, kinds_shape), strict=True):
+        dtable = np.zeros(shape, dout.dtype)
+        # np.add.at in effect (a row may be used many times), but one sum per distinct row
+        order = np.argsort(index, kind="stable")
+        rows, starts = np.unique(index[order], return_index=True)
+        dtable[rows] = np.add.reduceat(dout[order], starts)
+        grads.append(dtable)
+    return tuple(grads)
+
+
+def mean_rows_forward(x, offsets):
+    """x (T, C) -> the mean of each sentence's rows (B, C)."""
+    n = ragged.lengths(offsets)[:, None].astype(x.dtype)
+    return np.add.reduceat(x, offsets[:-1]) / n, (n, offsets)
+
+
+def mean_rows_backward(dout, cache):
+    n, offsets = cache
+    return np.repeat(dout / n, ragged.lengths(offsets), 0)
+
+
+def first_rows_forward(x, offsets):
+    """x (T, C) -> each sentence's first row, that of [CLS] (B, C)."""
+    return x[offsets[:-1]], (x.shape, offsets)
+
+
+def first_rows_backward(dout, cache):
+    shape, offsets = cache
+    dx = np.zeros(shape, dout.dtype)
+    dx[offsets[:-1]] = dout
+    return dx
+
+
+def attention_forward(q, k, v, offsets, num_heads, drop=None):
+    """Multi-head attention of every sentence within itself.
+
+    q, k, v (T, C); drop: a dropout mask for the attention weights, or None -> (T, C).
+    The weights of all sentences and heads lie in one flat array, sentence by sentence, head by
+    head, (n, n) each: sum of H n^2 numbers, and drop has the same layout (`attention_size`).
+    """
+    scale = q.dtype.type(1 / math.sqrt(q.shape[1] // num_heads))
+    out = np.empty_like(q)
+    weights = np.empty(attention_size(offsets, num_heads), q.dtype)
+    for rows, flat in _blocks(offsets, num_heads):
+        qb, kb, vb = (_heads(m[rows], num_heads) for m in (q, k, v))  # (H, n, K)
+        weight, _ = softmax_forward(qb @ kb.transpose(0, 2, 1) * scale)  # (H, n, n)
+        weights[flat] = weight.ravel()
+        if drop is not None:
+            weight = weight * drop[flat].reshape(weight.shape)
+        out[rows] = _rows(weight @ vb)
+    return out, (q, k, v, weights, offsets, num_heads, drop)
+
+
+def attention_backward(dout, cache):
+    q, k, v, weights, offsets, num_heads, drop = cache
+    scale = q.dtype.type(1 / math.sqrt(q.shape[1] // num_heads))
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    for rows, flat in _blocks(offsets, num_heads):
+        qb, kb, vb, db = (_heads(m[rows], num_heads) for m in (q, k, v, dout))  # (H, n, K)
+        n = qb.shape[1]
+        weight = weights[flat].reshape(num_heads, n, n)
+        mask = 1 if drop is None else drop[flat].reshape(weight.shape)
+        dv[rows] = _rows((weight * mask).transpose(0, 2, 1) @ db)  # out = (weight mask) v
+        dweight = (db @ vb.transpose(0, 2, 1)) * mask
+        dscore = softmax_backward(dweight, weight) * scale  # weight = softmax(scale q k')
+        dq[rows] = _rows(dscore @ kb)
+        dk[rows] = _rows(dscore.transpose(0, 2, 1) @ qb)
+    return dq, dk, dv
+
+
+def attention_size(offsets, num_heads):
+    """How many attention weights a batch has: the sum of H n^2 over its sentences."""
+    return int(num_heads * (ragged.lengths(offsets) ** 2).sum())
+
+
+def _blocks(offsets, num_heads):
+    """For each sentence: its rows of x, and its part of the flat array of attention weights."""
+    start = 0
+    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+        stop = start + num_heads * int(end - begin) ** 2
+        yield slice(begin, end), slice(start, stop)
+        start = stop
+
+
+def _heads(x, num_heads):
+    """(n, C) -> (H, n, K)."""
+    return x.reshape(len(x), num_heads, -1).transpose(1, 0, 2)
+
+
+def _rows(x):
+    """(H, n, K) -> (n, C)."""
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+
+
+# ---------------------------------------------------------------------------- update
+
+
+def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, decay, scale):
+    """One AdamW step (Loshchilov & Hutter, arXiv 1711.05101) on one array, in place: p, m, v.
+
+    step counts from 1; decay is decoupled from the gradient, as in PyTorch; scale multiplies the
+    gradient first (norm clipping).
+    """
+    g = g * p.dtype.type(scale)
+    p *= p.dtype.type(1 - lr * decay)
+    m += (g - m) * p.dtype.type(1 - beta1)
+    v *= p.dtype.type(beta2)
+    v += g * g * p.dtype.type(1 - beta2)
+    root = np.sqrt(v) / p.dtype.type(math.sqrt(1 - beta2**step)) + p.dtype.type(eps)
+    p -= m / root * p.dtype.type(lr / (1 - beta1**step))

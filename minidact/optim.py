@@ -1,0 +1,59 @@
+"""AdamW, gradient clipping and the learning rate's schedule: functions on dicts of arrays."""
+
+import numpy as np
+
+
+def zero_moments(params: dict) -> tuple[dict, dict]:
+    """AdamW's two moments, at zero."""
+    return tuple({name: np.zeros_like(p) for name, p in params.items()} for _ in range(2))
+
+
+def gradient_norm(grads: dict) -> float:
+    """The Euclidean length of all gradients together."""
+    return float(np.sqrt(sum(float(np.vdot(g, g)) for g in grads.values())))
+
+
+def clip_scale(norm: float, most: float = 1.0) -> float:
+    """What to multiply gradients of that norm by, as PyTorch's clip_grad_norm_ does."""
+    return min(1.0, most / (norm + 1e-6))
+
+
+def decays(name: str) -> bool:
+    """Weight decay is for matrices: not for biases, not for LayerNorm."""
+    return not name.endswith(".bias") and "LayerNorm" not in name
+
+
+def adamw(
+    params: dict,
+    grads: dict,
+    moments: tuple[dict, dict],
+    step: int,
+    rates: dict[str, float],
+    calc,
+    *,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    scale: float = 1.0,
+) -> None:
+    """One step (Loshchilov & Hutter, arXiv 1711.05101), in place on params and moments.
+
+    step counts from 1; rates: the learning rate of each parameter; scale: see clip_scale.
+    """
+    first, second = moments
+    for name, p in params.items():
+        decay = weight_decay if decays(name) else 0.0
+        calc.adamw_update(
+            p, grads[name], first[name], second[name], step, rates[name], *betas, eps, decay, scale
+        )
+
+
+def schedule(step: int, total: int, warmup: float = 0.1, kind: str = "linear") -> float:
+    """Share of the peak learning rate at step 0..total-1: up over warmup * total steps, then down.
+
+    kind "linear": down to 0 at the end; "constant": stays (after the same warm-up).
+    """
+    rising = warmup * total
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return 1.0 if kind == "constant" else (total - step) / max(total - rising, 1)

@@ -1,0 +1,160 @@
+"""Texts in, answers out: `Model` and `Prediction`, what most users of the package need."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from . import checkpoint, data, kernels
+from .config import Config
+from .errors import InputError
+from .model import Answers, hard_forward
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one text, and what it cost.
+
+    probs: probability of every label (regression: the predicted number under the only label).
+    score: the label's probability. layers_run: indices of the layers executed, from 0.
+    tokens: word pieces, [CLS] and [SEP] included; tokens_per_layer: for each layer executed.
+    macs, macs_full: multiply-adds executed, and with no mechanism in use. ms: wall-clock time, of a
+    batch divided by its texts. truncated: the text was longer than the model reads, and was cut.
+    steps: for each layer executed (answer so far {label: float}, doubt p, margin), see dact.py.
+    """
+
+    text: str
+    text_pair: str | None
+    label: str
+    score: float
+    probs: dict[str, float]
+    num_layers: int
+    layers_run: list[int]
+    tokens: int
+    tokens_per_layer: list[int]
+    macs: int
+    macs_full: int
+    ms: float
+    truncated: bool
+    pieces: list[str]
+    steps: list[tuple[dict[str, float], float, float]]
+
+    def to_dict(self) -> dict:
+        """What `infer --json` prints."""
+        return {key: value for key, value in vars(self).items() if key not in ("pieces", "steps")}
+
+    def __str__(self) -> str:
+        cut = ", text cut to the model's limit" if self.truncated else ""
+        return (
+            f"{self.label}  {self.score:.3f}  {len(self.layers_run)} of {self.num_layers} layers, "
+            f"{self.macs / self.macs_full:.0%} of the multiply-adds, {self.ms:.1f} ms{cut}"
+        )
+
+
+class Model:
+    """A BERT classifier and the mechanisms it carries.
+
+    >>> model = Model.from_pretrained()               # the one that ships in weights/
+    >>> model("a gripping, funny, humane film").label
+    'positive'
+    """
+
+    def __init__(self, config: Config, params: dict, tokenizer: Tokenizer, reference=False):
+        """params: as model.shapes(config) lists them. reference: NumPy only, no Numba."""
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+        dtype = next(iter(params.values())).dtype
+        self._calc = kernels.calculus(dtype, reference)
+
+    @staticmethod
+    def from_pretrained(name: str | os.PathLike | None = None, reference=False) -> Model:
+        """name: a directory, a hub id, a name in weights/, or None for the model that ships."""
+        return Model(*checkpoint.load(name), reference=reference)
+
+    def save_pretrained(self, directory: str | os.PathLike, dtype=np.float32) -> None:
+        """Writes config.json, model.safetensors (float32 or float16) and tokenizer.json."""
+        checkpoint.save(directory, self.config, self.params, self.tokenizer, dtype)
+
+    def mechanisms(self, use: Sequence[str] | None) -> tuple[str, ...]:
+        """`use` checked: None stands for all that the model carries. Raises InputError."""
+        carried = self.config.mechanisms
+        for name in use or ():
+            if name not in carried:
+                has = ", ".join(carried) or "no mechanism"
+                raise InputError(f"the model does not carry {name!r}; it has {has}")
+        return carried if use is None else tuple(use)
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        text_pairs: str | Sequence[str] | None = None,
+        *,
+        batch_size: int = 32,
+        use: Sequence[str] | None = None,
+        slack: float = 0.0,
+        bound: str = "tight",
+    ) -> Prediction | list[Prediction]:
+        """One text -> a Prediction; a sequence of texts -> a list of them, in order.
+
+        use: mechanisms to switch on (default all; () for plain BERT). slack, bound: dact.halts.
+        """
+        single = isinstance(texts, str)
+        texts = [texts] if single else list(texts)
+        pairs = [text_pairs] if isinstance(text_pairs, str) else text_pairs
+        if pairs is not None and len(pairs) != len(texts):
+            raise InputError(f"{len(texts)} texts, but {len(pairs)} second texts")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+        if not slack >= 0:
+            raise InputError(f"slack is {slack}; it must be 0 or more")
+        if bound not in ("tight", "paper"):
+            raise InputError(f"bound is {bound!r}, not 'tight' or 'paper'")
+        use, out = self.mechanisms(use), []
+        for start in range(0, len(texts), batch_size):
+            part = slice(start, start + batch_size)
+            begin = time.perf_counter()
+            sentences = data.encode(self.tokenizer, texts[part], pairs and pairs[part])
+            answers = self.run(sentences, use, slack, bound)
+            ms = (time.perf_counter() - begin) * 1e3 / len(sentences)
+            for i, sentence in enumerate(sentences):
+                pair = pairs[start + i] if pairs else None
+                out.append(self._prediction(texts[start + i], pair, sentence, answers, i, ms))
+        return out[0] if single else out
+
+    def run(self, sentences: Sequence[data.Encoded], use=(), slack=0.0, bound="tight") -> Answers:
+        """The hard pass on encoded texts, as one batch, in arrays."""
+        batch = data.to_batch(sentences)
+        return hard_forward(self.params, self.config, batch, use, slack, bound, self._calc)
+
+    def _prediction(self, text, pair, sentence, answers: Answers, i: int, ms: float) -> Prediction:
+        labels = self.config.id2label
+        best = int(answers.probs[i].argmax())
+        ran = np.flatnonzero(answers.layers_run[i])
+
+        def named(values):
+            return {label: float(value) for label, value in zip(labels, values, strict=True)}
+
+        return Prediction(
+            text=text,
+            text_pair=pair,
+            label=labels[best],
+            score=float(answers.probs[i, best]),
+            probs=named(answers.probs[i]),
+            num_layers=self.config.num_hidden_layers,
+            layers_run=ran.tolist(),
+            tokens=len(sentence.ids),
+            tokens_per_layer=answers.tokens[i, ran].tolist(),
+            macs=int(answers.macs[i]),
+            macs_full=int(answers.macs_full[i]),
+            ms=ms,
+            truncated=sentence.truncated,
+            pieces=sentence.tokens,
+            steps=[
+                (named(answers.answers[i, n]), float(answers.doubts[i, n]), float(answers.margins[i, n]))
+                for n in ran
+            ],
+        )

@@ -1,0 +1,298 @@
+"""Fine-tuning: `python -m minidact.train --data train.tsv --dev dev.tsv --out DIR`.
+
+The recipe, from top to bottom: read the files, read the backbone, add the heads, then for every
+step one ragged batch: soft pass, its backward, clip, AdamW. All randomness of a step follows from
+(seed, step) alone, so a resumed run goes on to the same weights, bit for bit.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from . import checkpoint, data, kernels, model, optim
+from .config import MECHANISMS, SUMMARIES, Config, Halting
+from .errors import InputError, run_command
+from .metrics import METRICS
+from .predict import Model
+
+STATE = "training.safetensors"  # in --out while a run is under way: all that resuming needs
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m minidact.train",
+        description="Fine-tunes a BERT, with the mechanisms you choose, on a labelled file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = p.add_argument
+    add("--data", help="training file: .tsv (GLUE's layouts or your own), .csv or .jsonl")
+    add("--dev", help="file to score after every epoch")
+    add("--init", help="model to start from: a directory, a hub id, or a name in weights/")
+    add("--out", required=True, help="directory to write the model to")
+    add("--use", default="", help=f"mechanisms to train, by commas: {', '.join(MECHANISMS)}")
+    add("--resume", action="store_true", help="go on with the run in --out, with its options")
+    # what to learn from
+    add("--label-names", help="names for the file's labels, by commas, in the labels' order")
+    add("--metric", choices=METRICS, help="default: by the file's layout, else accuracy")
+    add("--regression", action="store_true", help="labels are numbers to predict, not classes")
+    add("--max-length", type=int, default=128, help="longer texts are cut to so many tokens")
+    # how long and how fast
+    add("--epochs", type=int, default=3, help="1..10; small data sets need more")
+    add("--batch-size", type=int, default=32, help="16 or 32 are usual")
+    add("--lr", type=float, default=3e-5, help="peak rate of the backbone; 2e-5..1e-4")
+    add("--head-lr", type=float, default=1e-3, help="peak rate of what is new: units, classifier")
+    add("--schedule", choices=("linear", "constant"), default="linear", help="after the warm-up")
+    add("--warmup", type=float, default=0.1, help="share of the steps with a rising rate")
+    add("--weight-decay", type=float, default=0.01, help="of matrices")
+    add("--dropout", type=float, help="default: as the backbone's config.json says (0.1)")
+    add("--seed", type=int, default=0)
+    add("--no-shuffle", action="store_true", help="take the examples as they come")
+    # DACT halting
+    add("--summary", choices=SUMMARIES, help="what the heads read; default: as config.json says")
+    add("--tau", type=float, default=0.05, help="price of thinking on; 0..0.3, higher stops earlier")
+    add("--tau-ramp", type=float, default=0.5, help="share of the steps in which tau grows from 0")
+    add("--alpha", type=float, default=1.0, help="weight of the loss on every layer's own answer")
+    add("--distill", type=float, default=0.0, help="share of the last layer's answer in its target")
+    add("--ponder", choices=("p", "h"), default="p", help="ponder cost: sum of p_n, or of h_n")
+    add("--trunk-size", type=int, default=128, help="width of a DACT unit")
+    add("--blind", action="store_true", help="h does not see how sure y is")
+    # what is written
+    add("--dtype", choices=("float32", "float16"), default="float32", help="of the saved weights")
+    add("--save-every", type=int, default=500, help="steps between two checkpoints")
+    add("--log", help="a .jsonl file, one object per step")
+    return p
+
+
+def main() -> None:
+    options = parser().parse_args()
+    out = Path(options.out)
+    if options.resume:
+        options, params, moments, done = read_state(out)
+    else:
+        check(options, out)
+        done = 0
+    config, start_params, tokenizer = build(options)
+    if not options.resume:
+        params, moments = start_params, optim.zero_moments(start_params)
+    Run(options, config, params, moments, tokenizer).go(done)
+
+
+def check(options, out: Path) -> None:
+    """Raises InputError for options that cannot work, before anything is read or written."""
+    for name in ("data", "dev", "init"):
+        if getattr(options, name) is None:
+            raise InputError(f"--{name} is missing")
+    limits = {
+        "epochs": (1, 10_000), "batch_size": (1, 100_000), "max_length": (3, 1_000_000),
+        "lr": (0, 1), "head_lr": (0, 1), "warmup": (0, 1), "weight_decay": (0, 1),
+        "dropout": (0, 0.99), "seed": (0, 2**63), "tau": (0, 100), "tau_ramp": (0, 1),
+        "alpha": (0, 100), "distill": (0, 1), "trunk_size": (1, 65_536), "save_every": (1, 10**9),
+    }  # fmt: skip
+    for name, (low, high) in limits.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} is {value:g}; it must lie in {low:g}..{high:g}")
+    for name in filter(None, options.use.split(",")):
+        if name not in MECHANISMS:
+            raise InputError(f"--use {name!r} is unknown; there is {', '.join(MECHANISMS)}")
+    if options.regression and options.use:
+        raise InputError("--regression has no classes, and halting needs them")
+    for name in ("config.json", STATE):
+        if (out / name).exists():
+            raise InputError(
+                f"{out} holds a model already ({name}); choose another --out, or --resume"
+            )
+
+
+def build(options) -> tuple[Config, dict, object]:
+    """The backbone with new heads on it; the config says what it will be when it is trained."""
+    config, params, tokenizer = checkpoint.load_backbone(options.init)
+    labels = data.read_examples(options.data).labels
+    names = ("score",) if options.regression else data.label_names(labels)
+    if options.label_names:
+        chosen = tuple(options.label_names.split(","))
+        if len(chosen) != len(names):
+            raise InputError(f"--label-names gives {len(chosen)} names, the file has {len(names)} labels")
+        names = chosen
+    if len(names) < 2 and not options.regression:
+        raise InputError(f"{options.data}: all labels are {names[0]!r}; there is nothing to learn")
+    use = options.use.split(",")
+    changes = {
+        "id2label": names,
+        "problem_type": "regression" if options.regression else "single_label_classification",
+        "halting": Halting(options.trunk_size, not options.blind) if "halting" in use else None,
+        "extra": config.extra | {"architectures": ["BertForSequenceClassification"]},
+    }
+    if options.summary:
+        changes["summary"] = options.summary
+    config = dataclasses.replace(config, **changes)
+    rng = np.random.default_rng([options.seed, 0])
+    fresh = model.init_params(config, rng)
+    return config, fresh | params, tokenizer
+
+
+class Run:
+    """One training run: what it works on, and its loop."""
+
+    def __init__(self, options, config, params, moments, tokenizer):
+        self.options, self.tokenizer = options, tokenizer
+        self.params, self.moments = params, moments
+        self.calc = kernels.calculus(np.float32)
+        self.config = config
+        train, dev = data.read_examples(options.data), data.read_examples(options.dev)
+        self.metric = options.metric or train.metric
+        tokenizer.enable_truncation(min(options.max_length, config.max_position_embeddings))
+        self.sentences = data.encode(tokenizer, train.texts, train.pairs)
+        self.labels = data.label_ids(*rename(train, config, options.data))
+        self.dev_sentences = data.encode(tokenizer, dev.texts, dev.pairs)
+        self.dev_labels = data.label_ids(*rename(dev, config, options.dev))
+        self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
+        self.total = self.per_epoch * options.epochs
+        self.new = [name for name in params if name.startswith(("dact.", "classifier", "bert.pooler"))]
+
+    def go(self, done: int) -> None:
+        """Trains from step `done` to the end; saves on the way, and on Ctrl-C."""
+        options, out = self.options, Path(self.options.out)
+        out.mkdir(parents=True, exist_ok=True)
+        print(f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels", flush=True)
+        log = open_log(options.log, done)
+        bar = tqdm(total=self.total, initial=done, unit="step", dynamic_ncols=True)
+        try:
+            while done < self.total:
+                record = self.step(done)
+                done += 1
+                bar.update()
+                bar.set_postfix(loss=f"{record['loss']:.3f}", tok_s=f"{record['tokens_per_s']:.0f}")
+                if log:
+                    log.write(json.dumps(record) + "\n")
+                if done % options.save_every == 0 and done < self.total:
+                    self.save_state(done)
+                if done % self.per_epoch == 0:
+                    self.report(done // self.per_epoch, bar)
+        except KeyboardInterrupt:
+            self.save_state(done)
+            bar.close()
+            command = f"python -m minidact.train --out {shlex.quote(options.out)} --resume"
+            print(f"stopped and saved after step {done}; go on with: {command}")
+            sys.exit(130)
+        finally:
+            bar.close()
+            if log:
+                log.close()
+        config = self.config
+        checkpoint.save(out, config, self.params, self.tokenizer, np.dtype(options.dtype))
+        (out / STATE).unlink(missing_ok=True)
+        print(f"saved {out}")
+
+    def step(self, step: int) -> dict:
+        """One batch: forward, backward, clip, update. Returns the log's record."""
+        o, begin = self.options, time.perf_counter()
+        epoch, place = divmod(step, self.per_epoch)
+        order = np.arange(len(self.labels))
+        if not o.no_shuffle:
+            np.random.default_rng([o.seed, 1, epoch]).shuffle(order)
+        chosen = order[place * o.batch_size : (place + 1) * o.batch_size]
+        batch = data.to_batch([self.sentences[i] for i in chosen])
+        rng = np.random.default_rng([o.seed, 2, step])
+
+        ramp = min(1.0, (step + 1) / max(o.tau_ramp * self.total, 1))
+        costs = model.Costs(o.tau * ramp, o.alpha, o.distill, o.ponder)
+        config = self.config
+        if o.dropout is not None:
+            rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), o.dropout)
+            config = dataclasses.replace(config, **rates)
+        labels = self.labels[chosen]
+        terms, cache = model.soft_forward(self.params, config, batch, labels, costs, self.calc, rng)
+        if not np.isfinite(terms["loss"]):
+            raise InputError(
+                f"the loss is {terms['loss']} at step {step}: training stops; the checkpoint of step "
+                f"{step // o.save_every * o.save_every} in {o.out} stays as it is (try a lower --lr)"
+            )
+        grads = model.soft_backward(cache)
+
+        share = optim.schedule(step, self.total, o.warmup, o.schedule)
+        rates = dict.fromkeys(self.params, o.lr * share) | dict.fromkeys(self.new, o.head_lr * share)
+        scale = optim.clip_scale(optim.gradient_norm(grads))
+        optim.adamw(
+            self.params, grads, self.moments, step + 1, rates, self.calc,
+            weight_decay=o.weight_decay, scale=scale,
+        )  # fmt: skip
+        tokens, seconds = len(batch.ids), time.perf_counter() - begin
+        record = {"step": step, "loss": float(terms.pop("loss")), "lr": o.lr * share}
+        record |= {"tokens": tokens, "tokens_per_s": tokens / seconds}
+        return record | {name: float(value) for name, value in terms.items()}
+
+    def report(self, epoch: int, bar) -> None:
+        """The dev score, with everything computed and with every mechanism in use."""
+        values, layers = [], []
+        trained = Model(self.config, self.params, self.tokenizer)
+        for use in ((), self.config.mechanisms):
+            predicted, ran = [], []
+            for start in range(0, len(self.dev_labels), 32):
+                answers = trained.run(self.dev_sentences[start : start + 32], use)
+                predicted.append(self.decide(answers.probs))
+                ran.append(answers.layers_run.sum(1))
+            values.append(METRICS[self.metric](np.concatenate(predicted), self.dev_labels))
+            layers.append(np.concatenate(ran).mean())
+        text = f"epoch {epoch}: dev {self.metric} {values[0]:.4f}"
+        if self.config.mechanisms:
+            text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers"
+        bar.write(text, file=sys.stdout)
+
+    def decide(self, probs):
+        return probs[:, 0] if self.config.problem_type == "regression" else probs.argmax(1)
+
+    def save_state(self, done: int) -> None:
+        tensors = {f"params/{name}": array for name, array in self.params.items()}
+        for kind, moments in zip(("m", "v"), self.moments, strict=True):
+            tensors |= {f"{kind}/{name}": array for name, array in moments.items()}
+        about = {"done": str(done), "options": json.dumps(vars(self.options))}
+        checkpoint.write_file(Path(self.options.out) / STATE, safetensors.numpy.save(tensors, about))
+
+
+def rename(examples, config, path):
+    """Labels of a file as numbers where --label-names renamed them: label_ids's arguments."""
+    return examples.labels, config, path
+
+
+def read_state(out: Path):
+    """What save_state wrote: options, params, moments, steps done."""
+    try:
+        with safe_open(out / STATE, "np") as file:
+            about = file.metadata()
+            parts = {"params": {}, "m": {}, "v": {}}
+            for key in file.keys():  # noqa: SIM118  safe_open is no dict
+                kind, name = key.split("/", 1)
+                parts[kind][name] = file.get_tensor(key)
+    except FileNotFoundError:
+        raise InputError(f"{out} holds no unfinished run ({STATE}) to go on with") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"{out / STATE} is damaged: {error}") from None
+    options = argparse.Namespace(**json.loads(about["options"]))
+    options.resume = True
+    return options, parts["params"], (parts["m"], parts["v"]), int(about["done"])
+
+
+def open_log(path: str | None, done: int):
+    """The log, cut back to the steps that are done."""
+    if path is None:
+        return None
+    lines = Path(path).read_text().splitlines(keepends=True)[:done] if done else []
+    file = open(path, "w", buffering=1)  # noqa: SIM115  closed by go()
+    file.writelines(lines)
+    return file
+
+
+if __name__ == "__main__":
+    run_command(main)

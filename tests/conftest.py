@@ -1,0 +1,43 @@
+"""What several test files share: Hypothesis profiles, the fixtures' paths, drawn ragged batches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
+TINY = FIXTURES / "tiny"
+
+# no deadline: Numba compiles on the first call
+settings.register_profile("short", deadline=None, max_examples=25)
+settings.register_profile("long", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+
+@st.composite
+def offsets_strategy(draw, most_sentences=4, most_tokens=7):
+    """Offsets of a ragged batch; one-token sentences and one-sentence batches are common."""
+    n = draw(st.lists(st.integers(1, most_tokens), min_size=1, max_size=most_sentences))
+    return np.concatenate([[0], np.cumsum(n)]).astype(np.int64)
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def run(module: str, *args, stdin=None, env=None, cwd=ROOT):
+    """A command as a user types it: `python -m minidact.MODULE ARGS`."""
+    return subprocess.run(
+        [sys.executable, "-m", f"minidact.{module}", *map(str, args)],
+        input=stdin, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

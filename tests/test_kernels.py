@@ -1,0 +1,125 @@
+"""Every Numba kernel against its NumPy reference, in float32, over drawn shapes."""
+
+import numpy as np
+import pytest
+from conftest import offsets_strategy, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minidact import kernels, ops
+
+sizes = st.integers(1, 40)
+
+
+def draw(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def assert_close(actual, reference, dout=0.0):
+    """1e-5 relative to the largest number that took part: float32 sums cancel, in both."""
+    assert actual.dtype == np.float32
+    scale = max(float(np.abs(reference).max(initial=0)), float(np.abs(dout).max()), 1e-3)
+    np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-5 * scale)
+
+
+def compare(name, args, rng):
+    """Forward and backward of both modules: outputs, caches and gradients."""
+    out, cache = getattr(kernels, f"{name}_forward")(*args)
+    expected, expected_cache = getattr(ops, f"{name}_forward")(*args)
+    assert_close(np.asarray(out), np.asarray(expected), args[0])
+    for mine, reference in zip(as_tuple(cache), as_tuple(expected_cache), strict=True):
+        if getattr(mine, "dtype", None) == np.float32:
+            assert_close(mine, reference)
+    dout = np.float32(1.5) if np.ndim(out) == 0 else draw(rng, *out.shape)
+    grads = getattr(kernels, f"{name}_backward")(dout, cache)
+    expected = getattr(ops, f"{name}_backward")(dout, expected_cache)
+    for mine, reference in zip(as_tuple(grads), as_tuple(expected), strict=True):
+        assert_close(mine, reference, dout)
+
+
+def as_tuple(x):
+    return x if isinstance(x, tuple) else (x,)
+
+
+@given(seeds, sizes, sizes)
+def test_gelu(seed, rows, columns):
+    rng = np.random.default_rng(seed)
+    compare("gelu", (draw(rng, rows, columns) * np.float32(4),), rng)
+
+
+@given(seeds, sizes, st.integers(2, 70))
+def test_layer_norm(seed, rows, columns):
+    rng = np.random.default_rng(seed)
+    x = draw(rng, rows, columns) * np.float32(3) + np.float32(0.5)
+    compare("layer_norm", (x, draw(rng, columns), draw(rng, columns), 1e-3), rng)
+
+
+@given(seeds, offsets_strategy(5, 30), st.integers(1, 4), st.integers(1, 33), st.booleans())
+def test_attention(seed, offsets, heads, size, dropped):
+    rng = np.random.default_rng(seed)
+    q, k, v = (draw(rng, offsets[-1], heads * size) for _ in range(3))
+    drop = None
+    if dropped:
+        drop = ops.dropout_mask(ops.attention_size(offsets, heads), 0.3, rng, q.dtype)
+    compare("attention", (q, k, v, offsets, heads, drop), rng)
+
+
+@given(seeds, sizes, st.sampled_from([3, 64, 65, 128]), st.integers(1, 130))
+def test_linear(seed, rows, outputs, inputs):
+    rng = np.random.default_rng(seed)
+    compare("linear", (draw(rng, rows, inputs), draw(rng, outputs, inputs), draw(rng, outputs)), rng)
+
+
+@given(seeds, sizes, st.integers(2, 9))
+def test_cross_entropy(seed, rows, classes):
+    rng = np.random.default_rng(seed)
+    compare("cross_entropy", (draw(rng, rows, classes), rng.integers(0, classes, rows)), rng)
+
+
+@given(seeds, sizes, st.integers(1, 1000), st.floats(0, 1e-2), st.floats(0, 0.5))
+def test_adamw(seed, size, step, lr, decay):
+    rng = np.random.default_rng(seed)
+    p, g, m = draw(rng, 3, size)
+    start = (p, g, m, draw(rng, size) ** 2)
+    mine, reference = [a.copy() for a in start], [a.copy() for a in start]
+    rest = (step, lr, 0.9, 0.999, 1e-8, decay, 0.7)
+    kernels.adamw_update(*mine, *rest)
+    ops.adamw_update(*reference, *rest)
+    for a, b, before in zip(mine, reference, start, strict=True):
+        assert_close(a, b, before)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1, 30, 200])
+def test_gelu_over_the_whole_range(scale):
+    x = np.linspace(-scale, scale, 100_001, dtype=np.float32)
+    exact, cache = ops.gelu_forward(x.astype(np.float64))
+    np.testing.assert_allclose(kernels.gelu_forward(x)[0], exact, rtol=3e-6, atol=1e-6)
+    slope = ops.gelu_backward(np.ones_like(exact), cache)
+    np.testing.assert_allclose(kernels.gelu_backward(np.ones_like(x), x), slope, rtol=1e-6, atol=1e-6)
+
+
+def test_nan_and_infinity_are_kept():
+    x = np.array([np.nan, np.inf, -np.inf, 0], np.float32)
+    np.testing.assert_array_equal(kernels.gelu_forward(x)[0], [np.nan, np.inf, 0, 0])
+    np.testing.assert_allclose(kernels.gelu_backward(np.ones_like(x), x), [np.nan, 1, 0, 0.5], 1e-6)
+    bad = np.ones((3, 8), np.float32)
+    bad[1, 2] = np.nan
+    out = kernels.attention_forward(bad, bad, bad, np.array([0, 2, 3]), 2)[0]
+    assert np.isnan(out[0]).any()
+    assert np.isfinite(out[2]).all()  # the other sentence does not notice
+    assert np.isnan(kernels.layer_norm_forward(bad, bad[0], bad[0], 1e-12)[0][1]).all()
+
+
+def test_a_kernel_gives_the_same_bits_every_time(rng):
+    x, dout, gamma = draw(rng, 300, 64), draw(rng, 300, 64), draw(rng, 64)
+    cache = kernels.layer_norm_forward(x, gamma, gamma, 1e-12)[1]
+    first = kernels.layer_norm_backward(dout, cache)
+    for _ in range(20):
+        for a, b in zip(first, kernels.layer_norm_backward(dout, cache), strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_calculus_by_dtype():
+    assert kernels.calculus(np.dtype(np.float32)) is kernels
+    assert kernels.calculus(np.dtype(np.float64)) is ops
+    assert kernels.calculus(np.dtype(np.float32), reference=True) is ops
