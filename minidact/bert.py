@@ -1,8 +1,8 @@
 """The static network: a BERT with its whole backward pass (Devlin et al., arXiv 1810.04805).
 
-Functions of arrays, from small to large. `params` is a flat dict under Hugging Face's names, weights
-stored (out, in); `grads` is a dict with the same keys, which each backward fills. `calc` is the
-calculus to compute with, the module `ops` or the module `kernels`. `rng` switches dropout on.
+Functions of arrays, from small to large. `params` is a flat dict under Hugging Face's names,
+weights stored (out, in); `grads` is a dict with the same keys, which each backward fills. `calc` is
+the calculus to compute with, the module `ops` or the module `kernels`. `rng` switches dropout on.
 Letters in the shape comments: see ragged.py.
 """
 

@@ -74,7 +74,9 @@ def _fetch(repository: str) -> Path:
             continue
         except Exception as error:  # offline, a proxy, a full disk: huggingface_hub raises many
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise InputError(f"{repository!r} could not be fetched from the hub: {reason}") from None
+            raise InputError(
+                f"{repository!r} could not be fetched from the hub: {reason}"
+            ) from None
         config = config or path
     return Path(config).parent
 
@@ -136,7 +138,9 @@ def read_params(path: Path, shapes: dict, others_allowed=False) -> dict[str, np.
     if missing:
         raise InputError(f"{file} lacks {_listed(missing)}{_hint(missing)}")
     if unexpected and not others_allowed:
-        raise InputError(f"{file} holds tensors that config.json gives no place: {_listed(unexpected)}")
+        raise InputError(
+            f"{file} holds tensors that config.json gives no place: {_listed(unexpected)}"
+        )
     return params
 
 
@@ -144,8 +148,11 @@ def our_name(name: str) -> str:
     """A checkpoint's tensor name -> the name used here."""
     if name.startswith(("embeddings.", "encoder.", "pooler.")):
         name = f"bert.{name}"
-    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight",
-                  re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+    return re.sub(
+        r"LayerNorm\.gamma$",
+        "LayerNorm.weight",
+        re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name),
+    )
 
 
 def _array(entry: dict, name: str, shape: tuple, file: Path) -> np.ndarray:
@@ -173,7 +180,9 @@ def _listed(names: list[str], most: int = 5) -> str:
 
 def _hint(missing: list[str]) -> str:
     if all(name.startswith(("classifier.", "bert.pooler.")) for name in missing):
-        return ": it is a backbone without a classifier; fine-tune it first (python -m minidact.train)"
+        return (
+            ": it is a backbone without a classifier; fine-tune it first (python -m minidact.train)"
+        )
     return ""
 
 
@@ -222,8 +231,9 @@ def _from_vocabulary(path: Path) -> Tokenizer:
     tokenizer.post_processor = processors.BertProcessing(
         ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
     )
-    tokenizer.add_special_tokens([w for w in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-                                  if w in vocabulary])
+    tokenizer.add_special_tokens(
+        [w for w in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if w in vocabulary]
+    )
     return tokenizer
 
 
@@ -240,6 +250,8 @@ def save(directory, config: Config, params: dict, tokenizer: Tokenizer, dtype=np
     tensors = {name: np.ascontiguousarray(array, dtype) for name, array in params.items()}
     write_file(directory / "model.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
     write_file(directory / "config.json", json.dumps(config.to_dict(), indent=2).encode() + b"\n")
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: cutting is the reader's choice
+    tokenizer.no_truncation()
     write_file(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode() + b"\n")
 
 

@@ -80,10 +80,16 @@ class Config:
             raise InputError("config.json does not hold a JSON object")
         if raw.get("model_type", "bert") != "bert":
             raise InputError(f"config.json describes a {raw['model_type']!r} model, not 'bert'")
+        if raw.get("is_decoder") or raw.get("add_cross_attention"):
+            raise InputError("config.json describes a decoder; only encoders are built")
         if raw.get("hidden_act", "gelu") != "gelu":
-            raise InputError(f"config.json asks for {raw['hidden_act']!r}; only 'gelu' (erf) is built")
+            raise InputError(
+                f"config.json asks for {raw['hidden_act']!r}; only 'gelu' (erf) is built"
+            )
         if raw.get("position_embedding_type", "absolute") != "absolute":
-            raise InputError("config.json asks for relative positions; only absolute ones are built")
+            raise InputError(
+                "config.json asks for relative positions; only absolute ones are built"
+            )
         values = {name: _integer(raw, name, *bounds) for name, bounds in BOUNDS.items()}
         if values["hidden_size"] % values["num_attention_heads"]:
             raise InputError("config.json: hidden_size is not a multiple of num_attention_heads")
@@ -100,7 +106,8 @@ class Config:
         values.update(_ours(raw.get("minidact", {})))
         if values.get("halting") and problem == "regression":
             raise InputError("config.json: halting needs classes, and this model is a regression")
-        known = {*(f.name for f in fields(Config)), "label2id", "minidact", "num_labels"}
+        ours = {"label2id", "minidact", "num_labels", "dtype", "torch_dtype"}
+        known = {*(f.name for f in fields(Config)), *ours}
         values["extra"] = {key: value for key, value in raw.items() if key not in known}
         return Config(**values)
 
@@ -111,7 +118,8 @@ class Config:
         raw["id2label"] = {str(i): name for i, name in enumerate(self.id2label)}
         raw["label2id"] = {name: i for i, name in enumerate(self.id2label)}
         ours = {"summary": summary} | ({"halting": halting} if halting else {})
-        fixed = {"model_type": "bert", "hidden_act": "gelu", "minidact": ours}
+        # dtype: what `transformers` is to compute in, however the tensors are stored
+        fixed = {"model_type": "bert", "hidden_act": "gelu", "dtype": "float32", "minidact": ours}
         return extra | raw | fixed
 
 
@@ -133,12 +141,18 @@ def _labels(raw: dict) -> tuple[str, ...]:
     """id2label as a tuple; Hugging Face writes {"0": name, ...}."""
     labels = raw.get("id2label")
     if labels is None:
-        return tuple(f"LABEL_{i}" for i in range(_integer({"n": 2} | raw, "num_labels", 1, 100_000)
-                                                if "num_labels" in raw else 2))
+        return tuple(
+            f"LABEL_{i}"
+            for i in range(
+                _integer({"n": 2} | raw, "num_labels", 1, 100_000) if "num_labels" in raw else 2
+            )
+        )
     try:
         names = tuple(str(labels[str(i)]) for i in range(len(labels)))
     except (KeyError, TypeError):
-        raise InputError('config.json: id2label is not an object {"0": name, "1": name, ...}') from None
+        raise InputError(
+            'config.json: id2label is not an object {"0": name, "1": name, ...}'
+        ) from None
     if not names or len(set(names)) != len(names):
         raise InputError("config.json: id2label is empty or names a label twice")
     return names
@@ -154,7 +168,9 @@ def _ours(raw: Any) -> dict[str, Any]:
     halting = raw.get("halting")
     if halting is not None:
         if not isinstance(halting, dict) or set(halting) - {f.name for f in fields(Halting)}:
-            raise InputError("config.json: minidact.halting may hold trunk_size, sees_confidence only")
+            raise InputError(
+                "config.json: minidact.halting may hold trunk_size, sees_confidence only"
+            )
         sees = halting.get("sees_confidence", True)
         if not isinstance(sees, bool):
             raise InputError("config.json: minidact.halting.sees_confidence is not true or false")

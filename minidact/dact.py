@@ -1,4 +1,4 @@
-"""Halting: DACT-BERT (Eyzaguirre, del Rio, Araujo, Soto, arXiv 2109.11745), after DACT (2004.12770).
+"""Halting: DACT-BERT (Eyzaguirre, del Rio, Araujo, Soto; arXiv 2109.11745), after 2004.12770.
 
 After every layer n = 1..L a small unit reads the sentence's summary s_n and says two things:
 
@@ -60,7 +60,14 @@ def unit_forward(s, params: dict, name: str):
         seen = np.concatenate([t, doubt], 1)  # (B, D + 1)
     g, halting_cache = ops.linear_forward(seen, w_h, b_h)  # (B, 1)
     h, sigmoid_cache = ops.sigmoid_forward(g[:, 0])  # (B,)
-    caches = (trunk_cache, relu_cache, classifier_cache, softmax_cache, halting_cache, sigmoid_cache)
+    caches = (
+        trunk_cache,
+        relu_cache,
+        classifier_cache,
+        softmax_cache,
+        halting_cache,
+        sigmoid_cache,
+    )
     return z, y, h, (name, caches)
 
 

@@ -117,7 +117,9 @@ def _examples(path, rows, header) -> Examples:
         raise InputError(f"{path} has a header but no rows")
     for number, row in rows:
         if len(row) != len(header):
-            raise InputError(f"{path}, line {number}: {len(row)} columns, the header has {len(header)}")
+            raise InputError(
+                f"{path}, line {number}: {len(row)} columns, the header has {len(header)}"
+            )
         if not row[label].strip():
             raise InputError(f"{path}, line {number}: the label is empty")
     metric = {
@@ -155,7 +157,9 @@ def label_ids(labels: Sequence[str], config: Config, path: str | Path = "the dat
         try:
             scores = np.array(labels, np.float32)
         except ValueError:
-            raise InputError(f"{path}: a label is not a number, and the model predicts one") from None
+            raise InputError(
+                f"{path}: a label is not a number, and the model predicts one"
+            ) from None
         if not np.isfinite(scores).all():
             raise InputError(f"{path}: a label is not a finite number")
         return scores
@@ -164,7 +168,9 @@ def label_ids(labels: Sequence[str], config: Config, path: str | Path = "the dat
     for number, label in enumerate(labels, 1):
         if label not in table:
             known = ", ".join(config.id2label[:10])
-            raise InputError(f"{path}, example {number}: unknown label {label!r}; known are {known}")
+            raise InputError(
+                f"{path}, example {number}: unknown label {label!r}; known are {known}"
+            )
     return np.array([table[label] for label in labels], np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Where the network and the mechanisms meet: the soft pass (training) and the hard pass (inference).
+"""Where network and mechanisms meet: the soft pass (training) and the hard pass (inference).
 
 Soft: every layer runs on every row, and everything is differentiable. Hard: what is decided leaves,
 and time falls with the work. With no mechanism in use the hard pass is plain BERT, bit for bit.
@@ -61,7 +61,7 @@ class Costs(NamedTuple):
     ponder: str = "p"
 
 
-def soft_forward(params, config: Config, batch: Batch, labels, costs=Costs(), calc=ops, rng=None):
+def soft_forward(params, config: Config, batch: Batch, labels, costs: Costs, calc=ops, rng=None):
     """Loss of a batch: labels (B,) int classes, or float targets of a regression.
 
     Returns (terms, cache); terms["loss"] is what is minimised, the others are its parts.
@@ -103,7 +103,9 @@ def _plain_backward(cache, grads, calc):
         dlogits = loss_cache[:, None] * loss_cache.dtype.type(2 / len(loss_cache))
     else:
         dlogits = calc.cross_entropy_backward(loss_cache[0].dtype.type(1), loss_cache)
-    return bert.summary_backward(bert.classifier_backward(dlogits, head_cache, grads, calc), s_cache)
+    return bert.summary_backward(
+        bert.classifier_backward(dlogits, head_cache, grads, calc), s_cache
+    )
 
 
 def _halting_loss(params, config, states, batch, labels, costs, calc):
@@ -180,7 +182,11 @@ def hard_forward(
         a[alive], p[alive] = dact.accumulate_step(a[alive], p[alive], y, h)
         macs[alive] += unit_macs(config)
         safe = dact.margin(a[alive], p[alive], layers - layer - 1, bound)
-        answers[alive, layer], doubts[alive, layer], margins[alive, layer] = a[alive], p[alive], safe
+        answers[alive, layer], doubts[alive, layer], margins[alive, layer] = (
+            a[alive],
+            p[alive],
+            safe,
+        )
         going = safe < -slack
         if "halting" in use and not going.all():
             rows, offsets = ragged.select(offsets, going)

@@ -10,6 +10,7 @@ differences.
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from scipy.special import erf, expit
@@ -245,7 +246,7 @@ def attention_size(offsets, num_heads):
 def _blocks(offsets, num_heads):
     """For each sentence: its rows of x, and its part of the flat array of attention weights."""
     start = 0
-    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for begin, end in pairwise(offsets):
         stop = start + num_heads * int(end - begin) ** 2
         yield slice(begin, end), slice(start, stop)
         start = stop

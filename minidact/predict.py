@@ -154,7 +154,11 @@ class Model:
             truncated=sentence.truncated,
             pieces=sentence.tokens,
             steps=[
-                (named(answers.answers[i, n]), float(answers.doubts[i, n]), float(answers.margins[i, n]))
+                (
+                    named(answers.answers[i, n]),
+                    float(answers.doubts[i, n]),
+                    float(answers.margins[i, n]),
+                )
                 for n in ran
             ],
         )

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -59,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     add("--no-shuffle", action="store_true", help="take the examples as they come")
     # DACT halting
     add("--summary", choices=SUMMARIES, help="what the heads read; default: as config.json says")
-    add("--tau", type=float, default=0.05, help="price of thinking on; 0..0.3, higher stops earlier")
+    add(
+        "--tau", type=float, default=0.05, help="price of thinking on; 0..0.3, higher stops earlier"
+    )
     add("--tau-ramp", type=float, default=0.5, help="share of the steps in which tau grows from 0")
     add("--alpha", type=float, default=1.0, help="weight of the loss on every layer's own answer")
     add("--distill", type=float, default=0.0, help="share of the last layer's answer in its target")
@@ -123,7 +126,9 @@ def build(options) -> tuple[Config, dict, object]:
     if options.label_names:
         chosen = tuple(options.label_names.split(","))
         if len(chosen) != len(names):
-            raise InputError(f"--label-names gives {len(chosen)} names, the file has {len(names)} labels")
+            raise InputError(
+                f"--label-names gives {len(chosen)} names, the file has {len(names)} labels"
+            )
         names = chosen
     if len(names) < 2 and not options.regression:
         raise InputError(f"{options.data}: all labels are {names[0]!r}; there is nothing to learn")
@@ -149,49 +154,59 @@ class Run:
         self.options, self.tokenizer = options, tokenizer
         self.params, self.moments = params, moments
         self.calc = kernels.calculus(np.float32)
-        self.config = config
+        self.config = self.noisy = config  # noisy: with the dropout of this training
+        if options.dropout is not None:
+            p = options.dropout
+            self.noisy = dataclasses.replace(
+                config, hidden_dropout_prob=p, attention_probs_dropout_prob=p
+            )
         train, dev = data.read_examples(options.data), data.read_examples(options.dev)
         self.metric = options.metric or train.metric
         tokenizer.enable_truncation(min(options.max_length, config.max_position_embeddings))
         self.sentences = data.encode(tokenizer, train.texts, train.pairs)
-        self.labels = data.label_ids(*rename(train, config, options.data))
+        self.labels = data.label_ids(train.labels, config, options.data)
         self.dev_sentences = data.encode(tokenizer, dev.texts, dev.pairs)
-        self.dev_labels = data.label_ids(*rename(dev, config, options.dev))
+        self.dev_labels = data.label_ids(dev.labels, config, options.dev)
         self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
         self.total = self.per_epoch * options.epochs
-        self.new = [name for name in params if name.startswith(("dact.", "classifier", "bert.pooler"))]
+        self.new = [
+            name for name in params if name.startswith(("dact.", "classifier", "bert.pooler"))
+        ]
 
     def go(self, done: int) -> None:
         """Trains from step `done` to the end; saves on the way, and on Ctrl-C."""
         options, out = self.options, Path(self.options.out)
         out.mkdir(parents=True, exist_ok=True)
-        print(f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels", flush=True)
+        print(f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels")
         log = open_log(options.log, done)
-        bar = tqdm(total=self.total, initial=done, unit="step", dynamic_ncols=True)
+        # Ctrl-C waits for the end of the step: a half-updated model is no checkpoint
+        interrupted = []
+        before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
         try:
-            while done < self.total:
-                record = self.step(done)
-                done += 1
-                bar.update()
-                bar.set_postfix(loss=f"{record['loss']:.3f}", tok_s=f"{record['tokens_per_s']:.0f}")
-                if log:
-                    log.write(json.dumps(record) + "\n")
-                if done % options.save_every == 0 and done < self.total:
-                    self.save_state(done)
-                if done % self.per_epoch == 0:
-                    self.report(done // self.per_epoch, bar)
-        except KeyboardInterrupt:
+            with tqdm(total=self.total, initial=done, unit="step", dynamic_ncols=True) as bar:
+                while done < self.total and not interrupted:
+                    record = self.step(done)
+                    done += 1
+                    bar.update()
+                    rate = f"{record['tokens_per_s']:.0f}"
+                    bar.set_postfix({"loss": f"{record['loss']:.3f}", "tokens/s": rate})
+                    if log:
+                        log.write(json.dumps(record) + "\n")
+                    if done % options.save_every == 0 and done < self.total:
+                        self.save_state(done)
+                    if done % self.per_epoch == 0:
+                        bar.write(self.report(done // self.per_epoch), file=sys.stdout)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if log:
+                log.close()
+        if done < self.total:
             self.save_state(done)
-            bar.close()
             command = f"python -m minidact.train --out {shlex.quote(options.out)} --resume"
             print(f"stopped and saved after step {done}; go on with: {command}")
             sys.exit(130)
-        finally:
-            bar.close()
-            if log:
-                log.close()
-        config = self.config
-        checkpoint.save(out, config, self.params, self.tokenizer, np.dtype(options.dtype))
+        dtype = np.dtype(options.dtype)
+        checkpoint.save(out, self.config, self.params, self.tokenizer, dtype)
         (out / STATE).unlink(missing_ok=True)
         print(f"saved {out}")
 
@@ -208,21 +223,19 @@ class Run:
 
         ramp = min(1.0, (step + 1) / max(o.tau_ramp * self.total, 1))
         costs = model.Costs(o.tau * ramp, o.alpha, o.distill, o.ponder)
-        config = self.config
-        if o.dropout is not None:
-            rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), o.dropout)
-            config = dataclasses.replace(config, **rates)
-        labels = self.labels[chosen]
-        terms, cache = model.soft_forward(self.params, config, batch, labels, costs, self.calc, rng)
+        terms, cache = model.soft_forward(
+            self.params, self.noisy, batch, self.labels[chosen], costs, self.calc, rng
+        )
         if not np.isfinite(terms["loss"]):
             raise InputError(
-                f"the loss is {terms['loss']} at step {step}: training stops; the checkpoint of step "
-                f"{step // o.save_every * o.save_every} in {o.out} stays as it is (try a lower --lr)"
+                f"the loss is {terms['loss']} at step {step}: training stops here; a checkpoint "
+                f"saved in {o.out} before stays as it is (try a lower --lr)"
             )
         grads = model.soft_backward(cache)
 
         share = optim.schedule(step, self.total, o.warmup, o.schedule)
-        rates = dict.fromkeys(self.params, o.lr * share) | dict.fromkeys(self.new, o.head_lr * share)
+        rates = dict.fromkeys(self.params, o.lr * share)
+        rates |= dict.fromkeys(self.new, o.head_lr * share)
         scale = optim.clip_scale(optim.gradient_norm(grads))
         optim.adamw(
             self.params, grads, self.moments, step + 1, rates, self.calc,
@@ -233,37 +246,32 @@ class Run:
         record |= {"tokens": tokens, "tokens_per_s": tokens / seconds}
         return record | {name: float(value) for name, value in terms.items()}
 
-    def report(self, epoch: int, bar) -> None:
+    def report(self, epoch: int) -> str:
         """The dev score, with everything computed and with every mechanism in use."""
-        values, layers = [], []
         trained = Model(self.config, self.params, self.tokenizer)
+        regression = self.config.problem_type == "regression"
+        values, layers = [], []
         for use in ((), self.config.mechanisms):
             predicted, ran = [], []
             for start in range(0, len(self.dev_labels), 32):
                 answers = trained.run(self.dev_sentences[start : start + 32], use)
-                predicted.append(self.decide(answers.probs))
+                predicted.append(answers.probs[:, 0] if regression else answers.probs.argmax(1))
                 ran.append(answers.layers_run.sum(1))
             values.append(METRICS[self.metric](np.concatenate(predicted), self.dev_labels))
             layers.append(np.concatenate(ran).mean())
         text = f"epoch {epoch}: dev {self.metric} {values[0]:.4f}"
         if self.config.mechanisms:
             text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers"
-        bar.write(text, file=sys.stdout)
-
-    def decide(self, probs):
-        return probs[:, 0] if self.config.problem_type == "regression" else probs.argmax(1)
+        return text
 
     def save_state(self, done: int) -> None:
         tensors = {f"params/{name}": array for name, array in self.params.items()}
         for kind, moments in zip(("m", "v"), self.moments, strict=True):
             tensors |= {f"{kind}/{name}": array for name, array in moments.items()}
         about = {"done": str(done), "options": json.dumps(vars(self.options))}
-        checkpoint.write_file(Path(self.options.out) / STATE, safetensors.numpy.save(tensors, about))
-
-
-def rename(examples, config, path):
-    """Labels of a file as numbers where --label-names renamed them: label_ids's arguments."""
-    return examples.labels, config, path
+        checkpoint.write_file(
+            Path(self.options.out) / STATE, safetensors.numpy.save(tensors, about)
+        )
 
 
 def read_state(out: Path):

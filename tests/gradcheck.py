@@ -38,7 +38,7 @@ def check_op(forward, backward, args, rng, wrt=None):
     args: dict of the forward's arguments, in the order in which the backward returns gradients.
     """
     names = wrt or [k for k, a in args.items() if getattr(a, "dtype", None) == np.float64]
-    out, cache = forward(**args)
+    _, cache = forward(**args)
     before = {name: np.copy(args[name]) for name in names}
 
     for i, name in enumerate(names):

@@ -59,7 +59,10 @@ def test_without_parameters(name, seed, rows, columns):
 @given(seeds, sizes, st.integers(2, 8))
 def test_layer_norm(seed, rows, columns):
     rng = np.random.default_rng(seed)
-    args = {"x": rng.standard_normal((rows, columns)) * 3 + 1, "gamma": rng.standard_normal(columns)}
+    args = {
+        "x": rng.standard_normal((rows, columns)) * 3 + 1,
+        "gamma": rng.standard_normal(columns),
+    }
     args["beta"] = rng.standard_normal(columns)
     forward = lambda **a: ops.layer_norm_forward(**a, eps=1e-2)  # noqa: E731
     check_op(forward, ops.layer_norm_backward, args, rng)
@@ -77,7 +80,10 @@ def test_dropout(seed, rows, columns):
 @given(seeds, sizes, st.integers(2, 5))
 def test_cross_entropy(seed, rows, classes):
     rng = np.random.default_rng(seed)
-    args = {"logits": rng.standard_normal((rows, classes)), "labels": rng.integers(0, classes, rows)}
+    args = {
+        "logits": rng.standard_normal((rows, classes)),
+        "labels": rng.integers(0, classes, rows),
+    }
     check_op(ops.cross_entropy_forward, ops.cross_entropy_backward, args, rng)
 
 
@@ -85,10 +91,14 @@ def test_cross_entropy(seed, rows, classes):
 def test_embedding(seed, offsets, columns):
     rng = np.random.default_rng(seed)
     total = offsets[-1]
-    tables = {name: rng.standard_normal((n, columns))
-              for name, n in (("words", 5), ("places", 9), ("kinds", 2))}
+    tables = {
+        name: rng.standard_normal((n, columns))
+        for name, n in (("words", 5), ("places", 9), ("kinds", 2))
+    }
     args = {"ids": rng.integers(0, 5, total), "segments": rng.integers(0, 2, total)}
-    check_op(ops.embedding_forward, ops.embedding_backward, {**args, "offsets": offsets, **tables}, rng)
+    check_op(
+        ops.embedding_forward, ops.embedding_backward, {**args, "offsets": offsets, **tables}, rng
+    )
 
 
 @pytest.mark.parametrize("kind", ["mean_rows", "first_rows"])
@@ -241,7 +251,9 @@ def test_whole_loss(kind, seed, offsets, summary, ponder):
         rng = np.random.default_rng(seed)  # the same dropout every time
         return model.soft_forward(params, config, batch, labels, costs, rng=rng)[0]["loss"]
 
-    cache = model.soft_forward(params, config, batch, labels, costs, rng=np.random.default_rng(seed))[1]
+    cache = model.soft_forward(
+        params, config, batch, labels, costs, rng=np.random.default_rng(seed)
+    )[1]
     grads = model.soft_backward(cache)
     assert set(grads) == set(params)
     for name in params:

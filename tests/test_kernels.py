@@ -67,7 +67,9 @@ def test_attention(seed, offsets, heads, size, dropped):
 @given(seeds, sizes, st.sampled_from([3, 64, 65, 128]), st.integers(1, 130))
 def test_linear(seed, rows, outputs, inputs):
     rng = np.random.default_rng(seed)
-    compare("linear", (draw(rng, rows, inputs), draw(rng, outputs, inputs), draw(rng, outputs)), rng)
+    compare(
+        "linear", (draw(rng, rows, inputs), draw(rng, outputs, inputs), draw(rng, outputs)), rng
+    )
 
 
 @given(seeds, sizes, st.integers(2, 9))
@@ -95,7 +97,9 @@ def test_gelu_over_the_whole_range(scale):
     exact, cache = ops.gelu_forward(x.astype(np.float64))
     np.testing.assert_allclose(kernels.gelu_forward(x)[0], exact, rtol=3e-6, atol=1e-6)
     slope = ops.gelu_backward(np.ones_like(exact), cache)
-    np.testing.assert_allclose(kernels.gelu_backward(np.ones_like(x), x), slope, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        kernels.gelu_backward(np.ones_like(x), x), slope, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_nan_and_infinity_are_kept():

@@ -1,0 +1,104 @@
+"""Scores and costs on a labelled file: `python -m minidact.evaluate --data dev.tsv`."""
+
+import argparse
+import json
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from . import data
+from .errors import InputError, run_command
+from .infer import add_model_options, load_model
+from .metrics import METRICS
+from .predict import Model
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m minidact.evaluate",
+        description="Scores a model on a labelled file, adaptive and in full, and times both.",
+    )
+    add = p.add_argument
+    add(
+        "--data",
+        required=True,
+        help="a labelled .tsv (GLUE's layouts or your own), .csv or .jsonl",
+    )
+    add("--json", action="store_true", help="print one JSON object")
+    add("--batch-size", type=int, default=32, help="texts per batch, as they come (default 32)")
+    add("--metric", choices=METRICS, help="default: by the file's layout, else accuracy")
+    add_model_options(p)
+    return p
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size is {options.batch_size}; it must be at least 1")
+    examples = data.read_examples(options.data)
+    model, how = load_model(options)
+    labels = data.label_ids(examples.labels, model.config, options.data)
+    result = evaluate(model, examples, labels, options.metric, options.batch_size, how)
+    print(json.dumps(result) if options.json else table(result))
+
+
+def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=None) -> dict:
+    """The object of `evaluate --json`. how: keyword arguments that make the model adaptive.
+
+    Every batch is answered twice, in full and adaptively, from text to probabilities, the two in
+    alternating order; ms_per_text and ms_per_text_full are the totals per text.
+    """
+    how = how or {}
+    metric = metric or examples.metric
+    if (metric == "pearson_spearman") != (model.config.problem_type == "regression"):
+        raise InputError(
+            f"metric {metric!r} does not fit: the model is a {model.config.problem_type}"
+        )
+    runs = {"": how, "_full": {**how, "use": ()}}
+    seconds, answers = dict.fromkeys(runs, 0.0), {key: [] for key in runs}
+    starts = range(0, len(labels), batch_size)
+    for turn, start in enumerate(tqdm(starts, unit="batch", disable=not sys.stderr.isatty())):
+        part = slice(start, start + batch_size)
+        texts, pairs = examples.texts[part], examples.pairs and examples.pairs[part]
+        for key in list(runs) if turn % 2 else reversed(runs):
+            begin = time.perf_counter()
+            sentences = data.encode(model.tokenizer, texts, pairs)
+            answers[key].append(model.run(sentences, **runs[key]))
+            seconds[key] += time.perf_counter() - begin
+
+    def gathered(key, field):
+        return np.concatenate([getattr(a, field) for a in answers[key]])
+
+    def value(key):
+        probs = gathered(key, "probs")
+        regression = model.config.problem_type == "regression"
+        return METRICS[metric](probs[:, 0] if regression else probs.argmax(1), labels)
+
+    return {
+        "metric": metric,
+        "value": value(""),
+        "value_full": value("_full"),
+        "examples": len(labels),
+        "num_layers": model.config.num_hidden_layers,
+        "layers_mean": float(gathered("", "layers_run").sum(1).mean()),
+        "tokens_fraction": float(gathered("", "tokens").sum() / gathered("_full", "tokens").sum()),
+        "macs_fraction": float(gathered("", "macs").sum() / gathered("_full", "macs").sum()),
+        "ms_per_text": seconds[""] * 1e3 / len(labels),
+        "ms_per_text_full": seconds["_full"] * 1e3 / len(labels),
+    }
+
+
+def table(r: dict) -> str:
+    return (
+        f"{r['examples']} examples  {r['metric']}\n"
+        f"{'':10}{'value':>8}{'layers':>8}{'MACs':>8}{'ms/text':>9}\n"
+        f"{'full':10}{r['value_full']:8.4f}{r['num_layers']:8.2f}{1:8.0%}{r['ms_per_text_full']:9.2f}\n"
+        f"{'adaptive':10}{r['value']:8.4f}{r['layers_mean']:8.2f}{r['macs_fraction']:8.0%}"
+        f"{r['ms_per_text']:9.2f}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,125 @@
+"""Answers: `python -m minidact.infer "a gripping, funny, humane film"`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+
+from . import kernels
+from .config import MECHANISMS
+from .errors import InputError, run_command
+from .predict import Model, Prediction
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m minidact.infer",
+        description="Classifies a text, or one text per line of stdin.",
+    )
+    add = p.add_argument
+    add("text", help="the text, or - to read one text per line from standard input")
+    add("--pair", help="a second text, for tasks on two")
+    add("--json", action="store_true", help="one JSON object per text")
+    add("--trace", action="store_true", help="show what every layer did")
+    add("--batch-size", type=int, default=32, help="texts per batch with - (default 32)")
+    add_model_options(p)
+    return p
+
+
+def add_model_options(p: argparse.ArgumentParser) -> None:
+    """The options that say which model, and what of it is adaptive: shared with evaluate."""
+    add = p.add_argument
+    add(
+        "--model", help="a directory, a hub id, or a name in weights/ (default: the one that ships)"
+    )
+    add("--full", action="store_true", help="nothing adaptive: every layer runs")
+    add("--use", help=f"mechanisms to switch on, by commas: {', '.join(MECHANISMS)} (default: all)")
+    add("--slack", type=float, default=0.0, help="0 (default): halt only when the answer cannot "
+        "change; more halts earlier, 0.5 or so is useful")  # fmt: skip
+    add("--bound", choices=("tight", "paper"), default="tight", help="which exact bound to halt by")
+
+
+def load_model(options) -> tuple[Model, dict]:
+    """The model, its kernels compiled, and the keyword arguments for calling it."""
+    if options.full and options.use:
+        raise InputError("--full switches everything off, and --use something on: choose one")
+    model = Model.from_pretrained(options.model)
+    use = () if options.full else None
+    if options.use is not None:
+        use = [name for name in options.use.split(",") if name]
+    kernels.warm_up(
+        lambda: print(
+            "compiling kernels; this happens once and takes some seconds ...", file=sys.stderr
+        )
+    )
+    how = {"use": model.mechanisms(use), "slack": options.slack, "bound": options.bound}
+    model("warm", **how)  # first touch of the weights, and a check of the options
+    return model, how
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if options.text == "-" and options.pair is not None:
+        raise InputError("--pair goes with one text, not with texts from standard input")
+    model, how = load_model(options)
+    if options.text != "-":
+        show(model(options.text, options.pair, **how), options)
+        return
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    lines = (line.rstrip("\r\n") for line in sys.stdin)
+    for texts in batched(lines, options.batch_size):
+        for prediction in model(texts, batch_size=options.batch_size, **how):
+            show(prediction, options)
+        sys.stdout.flush()
+
+
+def batched(lines: Iterator[str], size: int) -> Iterator[list[str]]:
+    if size < 1:
+        raise InputError(f"--batch-size is {size}; it must be at least 1")
+    while texts := list(islice(lines, size)):
+        yield texts
+
+
+def show(prediction: Prediction, options) -> None:
+    if options.json:
+        answer = prediction.to_dict()
+        if options.trace:
+            answer["trace"] = [
+                {"layer": layer, "answer": answer, "doubt": doubt, "margin": margin}
+                for layer, (answer, doubt, margin) in zip(
+                    prediction.layers_run, prediction.steps, strict=True
+                )
+            ]
+        print(json.dumps(answer, ensure_ascii=False, allow_nan=False))
+        return
+    if options.trace:
+        print("\n".join(trace(prediction)))
+    if prediction.truncated:
+        print(f"note: only the first {prediction.tokens} tokens were read", file=sys.stderr)
+    print(prediction)
+
+
+def trace(prediction: Prediction) -> Iterator[str]:
+    """One line per layer: tokens it worked on, the answer so far, the doubt, the margin."""
+    yield " ".join(prediction.pieces)
+    width = max(map(len, prediction.probs))
+    ran = dict(zip(prediction.layers_run, prediction.steps, strict=True))
+    for layer in range(prediction.num_layers):
+        if layer not in ran:
+            yield f"layer {layer + 1}  not run"
+            continue
+        answer, doubt, margin = ran[layer]
+        tokens = prediction.tokens_per_layer[prediction.layers_run.index(layer)]
+        line = f"layer {layer + 1}  {tokens} tokens"
+        if doubt == doubt:  # a plain BERT has no answer before the end
+            label = max(answer, key=answer.get)
+            line += (
+                f"  {label:{width}} {answer[label]:.3f}  doubt {doubt:.3f}  margin {margin:+.3f}"
+            )
+            line += "  the answer cannot change any more" if margin >= 0 else ""
+        yield line
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,195 @@
+"""Files in every accepted layout, rows that are wrong, labels, batches, metrics."""
+
+import numpy as np
+import pytest
+from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minidact import InputError, checkpoint, data, metrics
+from minidact.config import Config
+
+LAYOUTS = {
+    "sst2.tsv": (
+        'sentence\tlabel\na "good film\t1\nbad . \t0\n',
+        ['a "good film', "bad . "],
+        None,
+        ["1", "0"],
+        "accuracy",
+    ),
+    "cola.tsv": (
+        "gj04\t1\t\tThey sailed.\ncj99\t0\t*\tSailed they it.\n",
+        ["They sailed.", "Sailed they it."],
+        None,
+        ["1", "0"],
+        "matthews",
+    ),
+    "mrpc.tsv": (
+        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t2\t3\ta\tb\r\n",
+        ["a"],
+        ["b"],
+        ["1"],
+        "f1",
+    ),
+    "rte.tsv": (
+        "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n",
+        ["a"],
+        ["b"],
+        ["entailment"],
+        "accuracy",
+    ),
+    "qnli.tsv": (
+        "index\tquestion\tsentence\tlabel\n0\tq\ts\tentailment\n",
+        ["q"],
+        ["s"],
+        ["entailment"],
+        "accuracy",
+    ),
+    "stsb.tsv": (
+        "index\tgenre\tsentence1\tsentence2\tscore\n0\tx\ta\tb\t4.750\n",
+        ["a"],
+        ["b"],
+        ["4.750"],
+        "pearson_spearman",
+    ),
+    "trec.tsv": (
+        "sentence\tlabel\tfine_label\nwho ?\tHUM\tHUM:ind\n",
+        ["who ?"],
+        None,
+        ["HUM"],
+        "accuracy",
+    ),
+    "own.tsv": ("label\ttext\nx\ta b\n\ny\tc\n", ["a b", "c"], None, ["x", "y"], "accuracy"),
+    "own.csv": (
+        'text,text_pair,label\n"a, ""b""\nc",d,x\n',
+        ['a, "b"\nc'],
+        ["d"],
+        ["x"],
+        "accuracy",
+    ),
+    "own.jsonl": (
+        '{"label": 1, "text": "a"}\n{"text": "b", "label": 0}\n',
+        ["a", "b"],
+        None,
+        ["1", "0"],
+        "accuracy",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(name, tmp_path):
+    content, *expected = LAYOUTS[name]
+    (tmp_path / name).write_bytes(content.encode())
+    assert list(data.read_examples(tmp_path / name)) == expected
+
+
+BAD = {
+    "rows.tsv": (b"sentence\tlabel\na\t1\nb\n", "line 3: 1 columns, the header has 2"),
+    "more.csv": (b'text,label\n"a\nb",1\nc,1,2\n', "line 4: 3 columns"),
+    "utf8.tsv": (b"sentence\tlabel\na\t1\n\xff\xfe\t0\n", "line 3: not valid UTF-8"),
+    "empty.tsv": (b"", "is empty"),
+    "blank.jsonl": (b"\n\n", "is empty"),
+    "header.tsv": (b"sentence\tlabel\n", "a header but no rows"),
+    "names.tsv": (b"foo\tbar\n1\t2\n", "needs a text (or sentence) and a label column"),
+    "nolabel.tsv": (b"text\tlabel\na\t\n", "line 2: the label is empty"),
+    "broken.jsonl": (b'{"text": "a", "label": 1}\n{"text": \n', "line 2: not JSON"),
+    "list.jsonl": (b"[1, 2]\n", "line 1: not a JSON object"),
+    "keys.jsonl": (b'{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: its keys differ"),
+    "null.jsonl": (b'{"text": null, "label": 1}\n', "line 1: a value is neither"),
+    "deep.jsonl": (b'{"text": ' + b"[" * 100_000, "line 1: not JSON"),
+    "file.xlsx": (b"x", "must end in .tsv, .csv or .jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_named_with_their_line(name, tmp_path):
+    content, sentence = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        data.read_examples(tmp_path / name)
+    assert sentence in str(error.value)
+    assert name in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for path in (tmp_path / "none.tsv", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            data.read_examples(path)
+
+
+def test_label_names_and_ids():
+    assert data.label_names(["10", "9", "1"]) == ("1", "9", "10")
+    assert data.label_names(["b", "a", "b", "1"]) == ("1", "a", "b")
+    config = Config(id2label=("negative", "positive"))
+    assert data.label_ids(["1", "positive", "negative"], config).tolist() == [1, 1, 0]
+    with pytest.raises(InputError, match="example 2: unknown label 'maybe'; known are negative"):
+        data.label_ids(["1", "maybe"], config)
+    regression = Config(id2label=("score",), problem_type="regression")
+    assert data.label_ids(["1.5", "2"], regression).tolist() == [1.5, 2.0]
+    for wrong in ("x", "nan", "inf"):
+        with pytest.raises(InputError, match="number"):
+            data.label_ids([wrong], regression)
+
+
+def test_numbers_as_names_win_over_positions():
+    """A label 1 of names (1, 2) is the first class, not the second."""
+    assert data.label_ids(["1", "2"], Config(id2label=("1", "2"))).tolist() == [0, 1]
+
+
+def tokenizer():
+    config = checkpoint.read_config(TINY)
+    return checkpoint.read_tokenizer(TINY, config)
+
+
+def test_batches_cover_everything_once_in_the_given_order():
+    texts = ["good", "bad film", "the good film", "x"]
+    sentences, labels = data.encode(tokenizer(), texts), np.arange(4)
+    for order in (None, [2, 0, 3, 1]):
+        seen = []
+        for batch, chosen in data.batches(sentences, labels, 3, order):
+            assert len(batch.offsets) == len(chosen) + 1
+            for i, label in enumerate(chosen):
+                rows = slice(batch.offsets[i], batch.offsets[i + 1])
+                assert batch.ids[rows].tolist() == sentences[label].ids.tolist()
+                assert batch.ids[rows][0] == 2  # [CLS]
+            seen += chosen.tolist()
+        assert seen == (order or [0, 1, 2, 3])
+
+
+@given(st.text())
+def test_any_text_is_encoded(text):
+    (sentence,) = data.encode(tokenizer(), [text])
+    assert 2 <= len(sentence.ids) <= 24
+    assert sentence.ids.max() < 63
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n\t", "\x00\x07", "🎬🙂", "\ud83c", "a" * 10**6, "a " * 10**6]
+)
+def test_strange_texts(text):
+    (sentence,) = data.encode(tokenizer(), [text])
+    assert len(sentence.ids) >= 2
+    assert sentence.truncated == (text == "a " * 10**6)
+
+
+# ---------------------------------------------------------------------------- metrics
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_metrics_by_their_definitions(pairs):
+    predicted, labels = np.array(pairs, int).T
+    tp, tn = np.sum(predicted & labels), np.sum((1 - predicted) & (1 - labels))
+    fp, fn = np.sum(predicted & (1 - labels)), np.sum((1 - predicted) & labels)
+    assert metrics.accuracy(predicted, labels) == pytest.approx((tp + tn) / len(labels))
+    assert metrics.f1(predicted, labels) == pytest.approx(2 * tp / max(2 * tp + fp + fn, 1))
+    scale = np.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    expected = (tp * tn - fp * fn) / scale if scale else 0
+    assert metrics.matthews(predicted, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_correlations():
+    x = np.array([1.0, 2, 3, 4])
+    assert metrics.pearson_spearman(x, 2 * x + 1) == pytest.approx(1)
+    assert metrics.pearson_spearman(x, -x) == pytest.approx(-1)
+    assert metrics.pearson_spearman(np.ones(4), x) == 0

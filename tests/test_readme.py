@@ -1,0 +1,42 @@
+"""The README's console blocks: what they print is what the program prints."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, run
+
+BLOCKS = re.findall(r"^```console\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+COMMANDS = [
+    (command.split("&& ")[-1].strip(), output)
+    for block in BLOCKS
+    for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)
+]
+INFER = [(c, o) for c, o in COMMANDS if c.startswith("python -m minidact.")]
+
+
+def without_times(text):
+    return re.sub(r"\d+\.\d+ ms", "N ms", text)
+
+
+@pytest.mark.parametrize(("command", "output"), INFER, ids=lambda v: v.splitlines()[0][:50])
+def test_printed_output_is_real(command, output):
+    _, _, module, *arguments = shlex.split(command)
+    result = run(module.removeprefix("minidact."), *arguments)
+    assert result.returncode == 0, result.stderr
+    assert without_times(result.stdout) == without_times(output)
+
+
+def test_the_first_block_installs_answers_and_tests():
+    assert INFER, "no command is checked"
+    first = BLOCKS[0].splitlines()
+    commands = [line for line in first if line.startswith("$ ")]
+    assert commands[0].startswith("$ pip install -q -e . && python -m minidact.infer ")
+    assert commands[1] == '$ pip install -q -e ".[test]" && python -m pytest'
+
+
+def test_every_file_has_its_line_in_the_tree():
+    tree = (ROOT / "README.md").read_text()
+    for file in (ROOT / "minidact").glob("*.py"):
+        if file.name not in ("__init__.py", "errors.py"):
+            assert re.search(rf"\b{file.name}\b", tree), file.name

@@ -1,0 +1,204 @@
+"""Fine-tuning by the command: it learns, it logs, it can be stopped, killed and repeated."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, run
+from safetensors.numpy import load_file, save_file
+
+from minidact import Model, optim
+
+WORDS = ["good", "bad", "film", "the", "!", "."]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Is there a "good" in the sentence? Easy, but not from one word's place."""
+    directory, rng = tmp_path_factory.mktemp("task"), np.random.default_rng(0)
+    for name, count in (("train", 200), ("dev", 60)):
+        rows = []
+        for _ in range(count):
+            words = rng.choice(WORDS[1:], rng.integers(1, 8)).tolist()
+            if rng.random() < 0.5:
+                words[rng.integers(len(words))] = "good"
+            rows.append(f"{' '.join(words)}\t{'yes' if 'good' in words else 'no'}")
+        (directory / f"{name}.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    return directory
+
+
+def arguments(task, out, *more, **options):
+    chosen = {"data": task / "train.tsv", "dev": task / "dev.tsv", "init": TINY, "out": out}
+    chosen |= {"epochs": 3, "lr": 3e-3, "head-lr": 3e-3} | options
+    return [str(x) for name, value in chosen.items() for x in (f"--{name}", value)] + list(more)
+
+
+def weights(out):
+    return load_file(out / "model.safetensors")
+
+
+def same(a, b):
+    return set(a) == set(b) and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("use", ["", "halting"])
+def test_it_learns_and_the_log_says_so(use, task, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log.jsonl"
+    result = run("train", *arguments(task, out, use=use, log=log, epochs=6, summary="mean"))
+    assert result.returncode == 0, result.stderr
+    last = [line for line in result.stdout.splitlines() if line.startswith("epoch 6: dev accuracy")]
+    assert float(last[0].split()[4].rstrip(",")) >= 0.95
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [r["step"] for r in records] == list(range(42))
+    keys = {"step", "loss", "lr", "tokens", "tokens_per_s"}
+    keys |= {"answer", "ponder", "heads"} if use else set()
+    assert all(set(r) == keys for r in records)
+    assert records[-1]["loss"] < 0.6 * records[0]["loss"]
+    assert max(r["lr"] for r in records) <= 3e-3
+
+    model = Model.from_pretrained(out)
+    assert model.config.mechanisms == (("halting",) if use else ())
+    assert model.config.summary == "mean"
+    assert model("the good film").label == "yes"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json", "model.safetensors", "tokenizer.json"
+    ]  # fmt: skip
+
+
+def test_same_seed_same_bits_and_another_seed_others(task, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        result = run("train", *arguments(task, tmp_path / name, use="halting", seed=seed))
+        assert result.returncode == 0, result.stderr
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, task, tmp_path):
+    options = {"use": "halting", "epochs": 40, "save-every": 20, "schedule": "constant"}
+    whole = run("train", *arguments(task, tmp_path / "whole", **options))
+    assert whole.returncode == 0, whole.stderr
+
+    out, log = tmp_path / "out", tmp_path / "log.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minidact.train", *arguments(task, out, log=log, **options)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    while not (out / "training.safetensors").exists():
+        assert process.poll() is None, "ended before its first checkpoint"
+        time.sleep(0.002)
+    process.send_signal(how)
+    stdout, _ = process.communicate()
+    assert (out / "training.safetensors").exists(), "it had ended already: make the run longer"
+    assert not (out / "model.safetensors").exists()
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"go on with: python -m minidact.train --out {out} --resume" in stdout
+
+    resumed = run("train", "--out", out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert same(weights(out), weights(tmp_path / "whole"))
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(280))
+
+
+def test_label_names_and_half_precision(task, tmp_path):
+    more = {"label-names": "absent,present", "dtype": "float16", "epochs": 1}
+    result = run("train", *arguments(task, tmp_path / "out", **more))
+    assert result.returncode == 0, result.stderr
+    assert Model.from_pretrained(tmp_path / "out").config.id2label == ("absent", "present")
+    assert {a.dtype for a in weights(tmp_path / "out").values()} == {np.dtype(np.float16)}
+    data = task / "dev.tsv"  # it writes no and yes: neither a name nor a number of a class
+    result = run("evaluate", "--model", tmp_path / "out", "--data", data)
+    assert result.returncode == 2
+    assert "unknown label" in result.stderr
+
+
+def test_regression(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(150):
+        words = rng.choice(["good", "bad", "film"], rng.integers(1, 7))
+        rows.append({"text": " ".join(words), "label": float(np.mean(words == "good"))})
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    paths = {"data": tmp_path / "train.jsonl", "dev": tmp_path / "train.jsonl"}
+    options = paths | {"epochs": 12, "metric": "pearson_spearman", "summary": "mean"}
+    out = tmp_path / "out"
+    result = run("train", *arguments(tmp_path, out, "--regression", **options))
+    assert result.returncode == 0, result.stderr
+    more = ["--metric", "pearson_spearman", "--json"]
+    result = run("evaluate", "--model", out, "--data", paths["data"], *more)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["value"] > 0.9
+
+
+# ---------------------------------------------------------------------------- what cannot work
+
+
+def test_wrong_options_are_named(task, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "config.json").write_text("{}")
+    one = tmp_path / "one.tsv"
+    one.write_text("text\tlabel\na\tx\nb\tx\n")
+    new = tmp_path / "new.tsv"
+    new.write_text("text\tlabel\na\tmaybe\n")
+    for options, sentence in [
+        ({"use": "tokenss"}, "--use 'tokenss' is unknown"),
+        ({"epochs": 0}, "--epochs is 0; it must lie in 1..10000"),
+        ({"lr": -1}, "--lr is -1"),
+        ({"lr": "nan"}, "--lr is nan"),
+        ({"dropout": 1}, "--dropout is 1"),
+        ({"label-names": "a,b,c"}, "--label-names gives 3 names, the file has 2 labels"),
+        ({"out": full}, "holds a model already"),
+        ({"init": tmp_path / "nothing"}, "no model directory"),
+        ({"data": tmp_path / "nothing.tsv"}, "cannot be read"),
+        ({"data": one}, "there is nothing to learn"),
+        ({"dev": new}, "unknown label 'maybe'"),
+    ]:
+        result = run("train", *arguments(task, options.pop("out", tmp_path / "out"), **options))
+        assert result.returncode == 2, (options, result.stderr)
+        assert sentence in result.stderr
+        assert "Traceback" not in result.stderr
+    result = run("train", "--out", tmp_path / "out")
+    assert (result.returncode, result.stderr) == (2, "error: --data is missing\n")
+    result = run("train", "--out", tmp_path / "out", "--resume")
+    assert result.returncode == 2
+    assert "no unfinished run" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_not_finite_stops(task, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in ("config.json", "vocab.txt"):
+        (broken / file).write_bytes((TINY / file).read_bytes())
+    huge = {n: t.astype(np.float32) * np.float32(1e30) for n, t in weights(TINY).items()}
+    save_file(huge, broken / "model.safetensors")
+    result = run("train", *arguments(task, tmp_path / "out", init=broken))
+    assert result.returncode == 2
+    assert "the loss is nan at step 0" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_schedule():
+    rates = [optim.schedule(step, 100, 0.1) for step in range(100)]
+    assert np.argmax(rates) in (9, 10)
+    assert (np.diff(rates[:10]) > 0).all()
+    assert (np.diff(rates[10:]) < 0).all()
+    assert 0 < rates[-1] < 0.02
+    assert optim.schedule(0, 10, 0.0) == 1
+    assert optim.schedule(9, 10, 0.0, "constant") == 1
+
+
+def test_clipping():
+    grads = {"a": np.full(4, 3.0), "b": np.full(4, 4.0)}
+    assert optim.gradient_norm(grads) == pytest.approx(10)
+    assert optim.clip_scale(10.0) == pytest.approx(0.1)
+    assert optim.clip_scale(0.5) == 1
