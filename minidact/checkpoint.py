@@ -60,7 +60,11 @@ def resolve(name: str | os.PathLike | None) -> Path:
 def _fetch(repository: str) -> Path:
     """Downloads the files we read, and no others, into huggingface_hub's cache."""
     from huggingface_hub import hf_hub_download  # slow to import, and seldom needed
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     config = None
     for file in FILES:
@@ -68,10 +72,15 @@ def _fetch(repository: str) -> Path:
             path = hf_hub_download(repository, file)
         except RepositoryNotFoundError:
             raise InputError(f"the hub has no model {repository!r} (or it is private)") from None
-        except EntryNotFoundError:
-            if file in REQUIRED:
-                raise InputError(f"the hub's {repository!r} has no {file}") from None
-            continue
+        except EntryNotFoundError as error:  # "local": no connection, and not in the cache
+            if file not in REQUIRED:
+                continue
+            if isinstance(error, LocalEntryNotFoundError):
+                raise InputError(
+                    f"{repository!r} could not be fetched from the hub: no connection, and no copy "
+                    "in the cache"
+                ) from None
+            raise InputError(f"the hub's {repository!r} has no {file}") from None
         except Exception as error:  # offline, a proxy, a full disk: huggingface_hub raises many
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise InputError(

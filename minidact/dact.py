@@ -160,7 +160,7 @@ def ponder_cost_backward(dcost, cache):
 
 
 def heads_loss_forward(z, targets):
-    """z (L, B, Y) logits, targets (B, Y) probabilities -> mean over n, b of CE(y_n, target).
+    """z, targets (L, B, Y), logits and probabilities -> mean over n, b of CE(y_n, target).
 
     Our addition. With a loss on a_L alone the early heads starve: what a later layer overwrites
     gets no gradient, nothing becomes ready early, and nothing halts.

@@ -51,7 +51,8 @@ class Costs(NamedTuple):
     """The weights of the loss's terms, and two choices.
 
     tau: of the ponder cost.  alpha: of the loss on each layer's own answer.
-    distill: 0..1, how much of that loss's target is the last layer's answer instead of the label.
+    distill: 0..1, how much of that loss's target is the last layer's answer instead of the label
+    (the last layer itself learns from the label).
     ponder: "p" (the paper's sum of p_n) or "h" (sum of h_n).
     """
 
@@ -119,9 +120,9 @@ def _halting_loss(params, config, states, batch, labels, costs, calc):
     a, p, sum_cache = dact.accumulate_forward(y, h)
     answer, answer_cache = dact.answer_loss_forward(a, labels)
     ponder, ponder_cache = dact.ponder_cost_forward(p, h, costs.ponder)
-    target = np.eye(config.num_labels, dtype=a.dtype)[labels]  # (B, Y)
-    target = target + a.dtype.type(costs.distill) * (y[-1] - target)  # y_L as a constant
-    heads, heads_cache = dact.heads_loss_forward(z, target)
+    targets = np.tile(np.eye(config.num_labels, dtype=a.dtype)[labels], (len(z), 1, 1))  # (L, B, Y)
+    targets[:-1] += a.dtype.type(costs.distill) * (y[-1] - targets[:-1])  # y_L as a constant
+    heads, heads_cache = dact.heads_loss_forward(z, targets)
     loss = answer + a.dtype.type(costs.tau) * ponder + a.dtype.type(costs.alpha) * heads
     terms = {"loss": loss, "answer": answer, "ponder": ponder, "heads": heads}
     return terms, (costs, unit_caches, sum_cache, answer_cache, ponder_cache, heads_cache)

@@ -137,7 +137,9 @@ def build(options) -> tuple[Config, dict, object]:
         "id2label": names,
         "problem_type": "regression" if options.regression else "single_label_classification",
         "halting": Halting(options.trunk_size, not options.blind) if "halting" in use else None,
-        "extra": config.extra | {"architectures": ["BertForSequenceClassification"]},
+        "extra": {
+            k: config.extra[k] for k in ("pad_token_id", "initializer_range") if k in config.extra
+        },
     }
     if options.summary:
         changes["summary"] = options.summary

@@ -179,7 +179,8 @@ def test_losses_of_halting(seed, layers, rows, classes):
     a = ops.softmax_forward(rng.standard_normal((rows, classes)))[0]
     args = {"a": a, "labels": rng.integers(0, classes, rows)}
     check_op(dact.answer_loss_forward, dact.answer_loss_backward, args, rng)
-    args = {"z": rng.standard_normal((layers, rows, classes)), "targets": a}
+    targets = rng.dirichlet(np.ones(classes), (layers, rows))
+    args = {"z": rng.standard_normal((layers, rows, classes)), "targets": targets}
     check_op(dact.heads_loss_forward, dact.heads_loss_backward, args, rng, wrt=["z"])
     p, h = rng.uniform(size=(2, layers, rows))
     for kind in "ph":
