@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -211,11 +211,3 @@ def to_batch(sentences: Sequence[Encoded]) -> Batch:
     ids, offsets = ragged.concatenate([s.ids for s in sentences])
     segments, _ = ragged.concatenate([s.segments for s in sentences])
     return Batch(ids, segments, offsets)
-
-
-def batches(sentences, labels, batch_size: int, order=None) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Ragged batches in the given order (default: as they come); the last may be smaller."""
-    order = np.arange(len(sentences)) if order is None else order
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        yield to_batch([sentences[i] for i in chosen]), labels[chosen]

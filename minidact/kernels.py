@@ -10,7 +10,6 @@ The fast-math flags allow sums to be reordered, nothing more: NaN and infinity s
 
 import math
 import os
-import sys
 from collections.abc import Callable
 
 # BLAS and Numba have a pool of threads each. A Numba thread that spins while it waits takes its
@@ -383,13 +382,6 @@ def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, decay, scale):
 
 
 # ---------------------------------------------------------------------------- first use
-
-
-def calculus(dtype: np.dtype, reference: bool = False):
-    """The module to compute with: kernels for float32, the NumPy reference for all else."""
-    if reference or dtype != np.float32:
-        return ops
-    return sys.modules[__name__]
 
 
 def warm_up(announce: Callable[[], None] = lambda: None) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import bert, dact, ops, ragged
+from . import bert, dact, kernels, ops, ragged
 from .config import Config
 from .ragged import Batch
 
@@ -38,6 +38,12 @@ def init_params(config: Config, rng: np.random.Generator, dtype=np.float32) -> d
         elif name.endswith(".trunk.weight"):  # a ReLU layer of its own: He's scale, not BERT's
             array *= np.sqrt(2 / array.shape[1]) / 0.02
     return params
+
+
+def calculus(params: dict, reference: bool = False):
+    """The module to compute with: kernels for float32, the NumPy reference for all else."""
+    dtype = next(iter(params.values())).dtype
+    return kernels if dtype == np.float32 and not reference else ops
 
 
 def _unit(layer: int) -> str:

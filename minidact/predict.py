@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from . import checkpoint, data, kernels
+from . import checkpoint, data
 from .config import Config
 from .errors import InputError
-from .model import Answers, hard_forward
+from .model import Answers, calculus, hard_forward
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ class Model:
     def __init__(self, config: Config, params: dict, tokenizer: Tokenizer, reference=False):
         """params: as model.shapes(config) lists them. reference: NumPy only, no Numba."""
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        dtype = next(iter(params.values())).dtype
-        self._calc = kernels.calculus(dtype, reference)
+        self._calc = calculus(params, reference)
 
     @staticmethod
     def from_pretrained(name: str | os.PathLike | None = None, reference=False) -> Model:

@@ -20,7 +20,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from . import checkpoint, data, kernels, model, optim
+from . import checkpoint, data, model, optim
 from .config import MECHANISMS, SUMMARIES, Config, Halting
 from .errors import InputError, run_command
 from .metrics import METRICS
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--use", default="", help=f"mechanisms to train, by commas: {', '.join(MECHANISMS)}")
     add("--resume", action="store_true", help="go on with the run in --out, with its options")
     # what to learn from
-    add("--label-names", help="names for the file's labels, by commas, in the labels' order")
+    add("--label-names", help="names for a file's labels 0, 1, .., by commas")
     add("--metric", choices=METRICS, help="default: by the file's layout, else accuracy")
     add("--regression", action="store_true", help="labels are numbers to predict, not classes")
     add("--max-length", type=int, default=128, help="longer texts are cut to so many tokens")
@@ -124,12 +124,7 @@ def build(options) -> tuple[Config, dict, object]:
     labels = data.read_examples(options.data).labels
     names = ("score",) if options.regression else data.label_names(labels)
     if options.label_names:
-        chosen = tuple(options.label_names.split(","))
-        if len(chosen) != len(names):
-            raise InputError(
-                f"--label-names gives {len(chosen)} names, the file has {len(names)} labels"
-            )
-        names = chosen
+        names = chosen_names(options, names)
     if len(names) < 2 and not options.regression:
         raise InputError(f"{options.data}: all labels are {names[0]!r}; there is nothing to learn")
     use = options.use.split(",")
@@ -149,13 +144,25 @@ def build(options) -> tuple[Config, dict, object]:
     return config, fresh | params, tokenizer
 
 
+def chosen_names(options, names: tuple[str, ...]) -> tuple[str, ...]:
+    """--label-names, for a file whose labels are 0, 1, ... (what is a name already stays one)."""
+    chosen = tuple(options.label_names.split(","))
+    if len(chosen) != len(names):
+        raise InputError(
+            f"--label-names gives {len(chosen)} names, the file has {len(names)} labels"
+        )
+    if names != tuple(map(str, range(len(names)))):
+        raise InputError(f"--label-names is for labels 0, 1, ..; the file's are {', '.join(names)}")
+    return chosen
+
+
 class Run:
     """One training run: what it works on, and its loop."""
 
     def __init__(self, options, config, params, moments, tokenizer):
         self.options, self.tokenizer = options, tokenizer
         self.params, self.moments = params, moments
-        self.calc = kernels.calculus(np.float32)
+        self.calc = model.calculus(params)
         self.config = self.noisy = config  # noisy: with the dropout of this training
         if options.dropout is not None:
             p = options.dropout

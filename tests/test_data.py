@@ -142,19 +142,17 @@ def tokenizer():
     return checkpoint.read_tokenizer(TINY, config)
 
 
-def test_batches_cover_everything_once_in_the_given_order():
-    texts = ["good", "bad film", "the good film", "x"]
-    sentences, labels = data.encode(tokenizer(), texts), np.arange(4)
-    for order in (None, [2, 0, 3, 1]):
-        seen = []
-        for batch, chosen in data.batches(sentences, labels, 3, order):
-            assert len(batch.offsets) == len(chosen) + 1
-            for i, label in enumerate(chosen):
-                rows = slice(batch.offsets[i], batch.offsets[i + 1])
-                assert batch.ids[rows].tolist() == sentences[label].ids.tolist()
-                assert batch.ids[rows][0] == 2  # [CLS]
-            seen += chosen.tolist()
-        assert seen == (order or [0, 1, 2, 3])
+def test_a_batch_holds_its_sentences_end_to_end():
+    sentences = data.encode(tokenizer(), ["good", "bad film", "the good film"], ["x", "", "good"])
+    batch = data.to_batch(sentences)
+    assert batch.offsets[0] == 0
+    assert batch.offsets[-1] == len(batch.ids) == len(batch.segments)
+    for i, sentence in enumerate(sentences):
+        rows = slice(batch.offsets[i], batch.offsets[i + 1])
+        assert batch.ids[rows].tolist() == sentence.ids.tolist()
+        assert batch.ids[rows][0] == 2  # [CLS]
+        assert batch.segments[rows].tolist() == sentence.segments.tolist()
+    assert sentences[0].segments.tolist() == [0, 0, 0, 1, 1]
 
 
 @given(st.text())

@@ -121,9 +121,3 @@ def test_a_kernel_gives_the_same_bits_every_time(rng):
     for _ in range(20):
         for a, b in zip(first, kernels.layer_norm_backward(dout, cache), strict=True):
             assert np.array_equal(a, b)
-
-
-def test_calculus_by_dtype():
-    assert kernels.calculus(np.dtype(np.float32)) is kernels
-    assert kernels.calculus(np.dtype(np.float64)) is ops
-    assert kernels.calculus(np.dtype(np.float32), reference=True) is ops

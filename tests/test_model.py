@@ -225,3 +225,10 @@ def test_reference_and_kernels_agree():
         strict=True,
     ):
         assert a.probs == pytest.approx(b.probs, abs=1e-5)
+
+
+def test_calculus_by_dtype():
+    single, double = ({"a": np.zeros(1, dtype)} for dtype in (np.float32, np.float64))
+    assert model.calculus(single) is kernels
+    assert model.calculus(double) is ops
+    assert model.calculus(single, reference=True) is ops
