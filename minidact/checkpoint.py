@@ -23,6 +23,7 @@ from .errors import InputError
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
 REQUIRED = FILES[:2]
 IGNORED = re.compile(r"bert\.embeddings\.position_ids|cls\.")  # an index; the pretraining heads
+POOLER = "bert.pooler."  # a model that halts has none; every backbone brings one
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 # ---------------------------------------------------------------------------- where
@@ -60,7 +61,7 @@ def resolve(name: str | os.PathLike | None) -> Path:
 def _fetch(repository: str) -> Path:
     """Downloads the files we read, and no others, into huggingface_hub's cache."""
     from huggingface_hub import hf_hub_download  # slow to import, and seldom needed
-    from huggingface_hub.errors import (
+    from huggingface_hub.utils import (
         EntryNotFoundError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -105,10 +106,11 @@ def load(name: str | os.PathLike | None) -> tuple[Config, dict[str, np.ndarray],
 
 
 def load_backbone(name) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
-    """The same for a model to fine-tune: embeddings and encoder only; heads may lack or differ."""
+    """The same for a model to fine-tune: embeddings, encoder, and the pooler if there is one."""
     path = resolve(name)
     config = read_config(path)
-    params = read_params(path, bert.shapes(config), others_allowed=True)
+    pooler = {n: s for n, s in bert.classifier_shapes(config).items() if n.startswith(POOLER)}
+    params = read_params(path, bert.shapes(config), optional=pooler, others_allowed=True)
     return config, params, read_tokenizer(path, config)
 
 
@@ -123,8 +125,10 @@ def read_config(path: Path) -> Config:
     return Config.from_dict(raw)
 
 
-def read_params(path: Path, shapes: dict, others_allowed=False) -> dict[str, np.ndarray]:
-    """model.safetensors as float32 arrays under our names, checked against a table of shapes."""
+def read_params(
+    path: Path, shapes: dict, optional: dict | None = None, others_allowed=False
+) -> dict[str, np.ndarray]:
+    """model.safetensors as float32 arrays under our names, checked against tables of shapes."""
     file = path / "model.safetensors"
     try:
         entries = deserialize(file.read_bytes())
@@ -135,13 +139,13 @@ def read_params(path: Path, shapes: dict, others_allowed=False) -> dict[str, np.
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} is damaged or not a safetensors file: {error}") from None
 
-    params, unexpected = {}, []
+    params, unexpected, known = {}, [], shapes | (optional or {})
     while entries:  # popped one by one, so that each raw copy is freed as its array is made
         raw_name, entry = entries.pop()
         name = our_name(raw_name)
-        if name in shapes:
-            params[name] = _array(entry, raw_name, shapes[name], file)
-        elif not IGNORED.match(name) and not name.startswith("bert.pooler."):
+        if name in known:
+            params[name] = _array(entry, raw_name, known[name], file)
+        elif not IGNORED.match(name) and not name.startswith(POOLER):
             unexpected.append(raw_name)
     missing = [name for name in shapes if name not in params]
     if missing:
@@ -188,7 +192,7 @@ def _listed(names: list[str], most: int = 5) -> str:
 
 
 def _hint(missing: list[str]) -> str:
-    if all(name.startswith(("classifier.", "bert.pooler.")) for name in missing):
+    if all(name.startswith(("classifier.", POOLER)) for name in missing):
         return (
             ": it is a backbone without a classifier; fine-tune it first (python -m minidact.train)"
         )
@@ -213,6 +217,8 @@ def read_tokenizer(path: Path, config: Config) -> Tokenizer:
         raise
     except Exception as error:  # the Rust side raises bare Exception
         raise InputError(f"the tokenizer in {path} cannot be read: {error}") from None
+    if not tokenizer.encode("").ids:
+        raise InputError(f"the tokenizer in {path} adds no [CLS] and [SEP] to a text")
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= config.vocab_size:
         raise InputError(
@@ -224,17 +230,20 @@ def read_tokenizer(path: Path, config: Config) -> Tokenizer:
 
 def _from_vocabulary(path: Path) -> Tokenizer:
     """BERT's tokenizer from its vocabulary: clean, split at spaces and punctuation, WordPiece."""
-    words = (path / "vocab.txt").read_text("utf-8").splitlines()
-    vocabulary = {word: i for i, word in enumerate(words)}
+    words = (path / "vocab.txt").read_text("utf-8").rstrip("\n").split("\n")
+    vocabulary = {word.rstrip("\r"): i for i, word in enumerate(words)}
     absent = [word for word in ("[UNK]", "[CLS]", "[SEP]") if word not in vocabulary]
     if absent:
         raise InputError(f"{path / 'vocab.txt'} lacks {', '.join(absent)}")
-    lower = True
+    options = {}
     if (path / "tokenizer_config.json").exists():
         options = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
-        lower = bool(options.get("do_lower_case", True))
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=bool(options.get("do_lower_case", True)),
+        strip_accents=options.get("strip_accents"),
+        handle_chinese_chars=bool(options.get("tokenize_chinese_chars", True)),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.BertProcessing(
@@ -255,8 +264,12 @@ def save(directory, config: Config, params: dict, tokenizer: Tokenizer, dtype=np
     dtype: float32 or float16, of the tensors on disk. Each file is complete or not there at all.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.ascontiguousarray(array, dtype) for name, array in params.items()}
+    make_directory(directory)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinity, and is found below
+        tensors = {name: np.ascontiguousarray(array, dtype) for name, array in params.items()}
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise InputError(f"{directory} was not written: {name} does not fit {array.dtype}")
     write_file(directory / "model.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
     write_file(directory / "config.json", json.dumps(config.to_dict(), indent=2).encode() + b"\n")
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: cutting is the reader's choice
@@ -264,10 +277,19 @@ def save(directory, config: Config, params: dict, tokenizer: Tokenizer, dtype=np
     write_file(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode() + b"\n")
 
 
+def make_directory(path: Path) -> None:
+    """mkdir -p, with a clear sentence where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be made a directory: {error.strerror}") from None
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Writes to the side, flushes to the disk, moves into place: whole, or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -275,8 +297,7 @@ def write_file(path: Path, data: bytes) -> None:
         os.chmod(name, 0o644)
         os.replace(name, path)
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
         raise InputError(f"{path} could not be written: {error.strerror}") from None
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)

@@ -102,6 +102,10 @@ class Config:
         )
         if problem not in ("single_label_classification", "regression"):
             raise InputError(f"config.json: problem_type {problem!r} is not supported")
+        if (problem == "regression") != (len(values["id2label"]) == 1):
+            raise InputError(
+                f"config.json: {len(values['id2label'])} labels do not fit a {problem}"
+            )
         values["problem_type"] = problem
         values.update(_ours(raw.get("minidact", {})))
         if values.get("halting") and problem == "regression":
@@ -140,13 +144,9 @@ def _number(raw: dict, name: str, low: float, high: float, default: float) -> fl
 def _labels(raw: dict) -> tuple[str, ...]:
     """id2label as a tuple; Hugging Face writes {"0": name, ...}."""
     labels = raw.get("id2label")
-    if labels is None:
-        return tuple(
-            f"LABEL_{i}"
-            for i in range(
-                _integer({"n": 2} | raw, "num_labels", 1, 100_000) if "num_labels" in raw else 2
-            )
-        )
+    if labels is None:  # Hugging Face leaves it out where it has its default names
+        count = _integer({"num_labels": 2} | raw, "num_labels", 1, 100_000)
+        return tuple(f"LABEL_{i}" for i in range(count))
     try:
         names = tuple(str(labels[str(i)]) for i in range(len(labels)))
     except (KeyError, TypeError):

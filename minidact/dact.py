@@ -56,8 +56,8 @@ def unit_forward(s, params: dict, name: str):
     y, softmax_cache = ops.softmax_forward(z)
     seen = t
     if w_h.shape[1] > t.shape[1]:
-        doubt = np.log(np.maximum(1 - y.max(1, keepdims=True), s.dtype.type(CONFIDENCE_FLOOR)))
-        seen = np.concatenate([t, doubt], 1)  # (B, D + 1)
+        rest = np.maximum(1 - y.max(1, keepdims=True), s.dtype.type(CONFIDENCE_FLOOR))
+        seen = np.concatenate([t, np.log(rest)], 1)  # (B, D + 1)
     g, halting_cache = ops.linear_forward(seen, w_h, b_h)  # (B, 1)
     h, sigmoid_cache = ops.sigmoid_forward(g[:, 0])  # (B,)
     caches = (
@@ -190,7 +190,7 @@ def margin(a, p, layers_left: int, bound: str = "tight"):
         tight    (a[c] - a[r]) (1 - p)^d  -  (1 - (1 - p)^d)
 
     The tight one is ours: what leaves the top class can go to one rival only, and at most
-    1 - (1 - p)^d of the answer moves at all. It is never below the paper's where that one is >= 0.
+    1 - (1 - p)^d of the answer moves at all. It is never below the paper's: p d is not below it.
     """
     a, p = np.asarray(a, np.float64), np.asarray(p, np.float64)
     second, top = np.partition(a, -2, axis=-1)[..., -2:].T
@@ -200,6 +200,6 @@ def margin(a, p, layers_left: int, bound: str = "tight"):
     return (top - second) * kept - (1 - kept)
 
 
-def halts(a, p, layers_left: int, slack: float = 0.0, bound: str = "tight"):
-    """Which sentences stop: margin >= -slack. Slack 0 never changes a class; more stops earlier."""
-    return margin(a, p, layers_left, bound) >= -slack
+def halts(margins, slack: float = 0.0):
+    """Which sentences stop. Slack 0 never changes a class; more slack stops earlier."""
+    return margins >= -slack

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,18 @@ from .config import Config
 from .errors import InputError
 from .ragged import Batch
 
-# columns that hold the first text, the second, the label: the first name that a header has wins.
-# "question" stands before "sentence": QNLI has both, and SST-2, TREC and SUBJ the latter alone.
-TEXT = ("text", "sentence1", "#1 String", "question", "sentence")
-PAIR = ("text_pair", "sentence2", "#2 String", "sentence")
-LABEL = ("label", "Quality", "score")
+# columns that hold the text and, on the right, the second text that goes with it; the first pair
+# whose left name is in the header wins
+TEXTS = {
+    "text": "text_pair",
+    "sentence1": "sentence2",
+    "#1 String": "#2 String",
+    "question": "sentence",
+    "sentence": "text_pair",
+}
+LABELS = ("label", "Quality", "score")
+
+csv.field_size_limit(2**31 - 1)  # a text may be long
 
 
 class Examples(NamedTuple):
@@ -28,6 +36,7 @@ class Examples(NamedTuple):
     pairs: list[str] | None
     labels: list[str]
     metric: str  # "accuracy", "matthews" (CoLA), "f1" (MRPC), "pearson_spearman" (STS-B)
+    lines: list[int]  # where each example begins in the file, from 1
 
 
 # ---------------------------------------------------------------------------- files
@@ -66,7 +75,7 @@ def read_examples(path: str | Path) -> Examples:
 
 
 def _tsv_rows(path, lines):
-    numbered = [(i, line.split("\t")) for i, line in enumerate(lines, 1) if line.strip()]
+    numbered = [(i, line.split("\t")) for i, line in enumerate(lines, 1) if line]
     header = numbered[0][1]
     if len(header) == 4 and header[1] in ("0", "1") and header[2] in ("", "*"):  # CoLA: no header
         return numbered, ["source", "label", "mark", "sentence"]
@@ -74,7 +83,7 @@ def _tsv_rows(path, lines):
 
 
 def _csv_rows(path, lines):
-    reader, numbered, start = csv.reader(f"{line}\n" for line in lines), [], 1
+    reader, numbered, start = csv.reader((f"{line}\n" for line in lines), strict=True), [], 1
     try:
         for row in reader:
             if row:
@@ -99,43 +108,40 @@ def _json_rows(path, lines):
         header = header or list(row)
         if set(row) != set(header):
             raise InputError(f"{path}, line {number}: its keys differ from the first line's")
-        if not all(isinstance(value, str | int | float) for value in row.values()):
-            raise InputError(f"{path}, line {number}: a value is neither a text nor a number")
-        numbered.append((number, [str(row[key]) for key in header]))
+        numbered.append((number, [row[key] for key in header]))
     return numbered, header
 
 
 def _examples(path, rows, header) -> Examples:
-    text, label = _column(header, TEXT), _column(header, LABEL)
-    pair = _column([name if i != text else "" for i, name in enumerate(header)], PAIR)
+    text = next((name for name in TEXTS if name in header), None)
+    label = next((name for name in LABELS if name in header), None)
     if text is None or label is None:
+        names = ", ".join(repr(name) for name in header[:10])
         raise InputError(
-            f"{path}, line 1: the header needs a text (or sentence) and a label column; it has "
-            + ", ".join(repr(name) for name in header[:10])
+            f"{path}, line 1: the header needs a text (or sentence) and a label; it has {names}"
         )
     if not rows:
         raise InputError(f"{path} has a header but no rows")
+    wanted = [text, label] + ([TEXTS[text]] if TEXTS[text] in header else [])
+    columns = {name: [] for name in wanted}
     for number, row in rows:
         if len(row) != len(header):
-            raise InputError(
-                f"{path}, line {number}: {len(row)} columns, the header has {len(header)}"
-            )
-        if not row[label].strip():
+            columns_of = f"{len(row)} columns, the header has {len(header)}"
+            raise InputError(f"{path}, line {number}: {columns_of}")
+        for name in wanted:
+            value = row[header.index(name)]
+            if not isinstance(value, str | int | float):
+                raise InputError(f"{path}, line {number}: {name} is neither a text nor a number")
+            columns[name].append(str(value))
+        if not columns[label][-1].strip():
             raise InputError(f"{path}, line {number}: the label is empty")
     metric = {
         ("source", "label", "mark", "sentence"): "matthews",
         ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"): "f1",
-    }.get(tuple(header), "pearson_spearman" if header[label] == "score" else "accuracy")
-    return Examples(
-        [row[text] for _, row in rows],
-        None if pair is None else [row[pair] for _, row in rows],
-        [row[label].strip() for _, row in rows],
-        metric,
-    )
-
-
-def _column(header, names):
-    return next((header.index(name) for name in names if name in header), None)
+    }.get(tuple(header), "pearson_spearman" if label == "score" else "accuracy")
+    labels = [value.strip() for value in columns[label]]
+    lines = [number for number, _ in rows]
+    return Examples(columns[text], columns.get(TEXTS[text]), labels, metric, lines)
 
 
 # ---------------------------------------------------------------------------- labels
@@ -143,35 +149,46 @@ def _column(header, names):
 
 def label_names(labels: Sequence[str]) -> tuple[str, ...]:
     """The distinct labels of a file, numbers in their order, else alphabetically."""
-    distinct = set(labels)
-    numeric = all(label.isascii() and label.isdigit() for label in distinct)
-    return tuple(sorted(distinct, key=int if numeric else None))
+    distinct = sorted(set(labels))
+    return tuple(sorted(distinct, key=int) if all(map(_is_number, distinct)) else distinct)
 
 
-def label_ids(labels: Sequence[str], config: Config, path: str | Path = "the data") -> np.ndarray:
-    """Labels as the file writes them -> (N,) int64 classes, or float32 scores of a regression.
+def label_ids(examples: Examples, config: Config, path: str | Path = "the data") -> np.ndarray:
+    """Labels of a file -> (N,) int64 classes, or float32 scores of a regression.
 
-    A file may write a label's name or its number (GLUE's SST-2 writes 0 for "negative").
+    A file may write a label's name; or its number, as GLUE's SST-2 writes 0 for "negative", unless
+    names are numbers themselves. Raises InputError with the line of a label that is neither.
     """
     if config.problem_type == "regression":
-        try:
-            scores = np.array(labels, np.float32)
-        except ValueError:
-            raise InputError(
-                f"{path}: a label is not a number, and the model predicts one"
-            ) from None
-        if not np.isfinite(scores).all():
-            raise InputError(f"{path}: a label is not a finite number")
-        return scores
-    table = {str(i): i for i in range(config.num_labels)}
-    table |= {name: i for i, name in enumerate(config.id2label)}
-    for number, label in enumerate(labels, 1):
+        return np.array([_score(*item, path) for item in _labelled(examples)], np.float32)
+    table = {name: i for i, name in enumerate(config.id2label)}
+    if not any(map(_is_number, table)):
+        table |= {str(i): i for i in range(config.num_labels)}
+    for line, label in _labelled(examples):
         if label not in table:
             known = ", ".join(config.id2label[:10])
-            raise InputError(
-                f"{path}, example {number}: unknown label {label!r}; known are {known}"
-            )
-    return np.array([table[label] for label in labels], np.int64)
+            raise InputError(f"{path}, line {line}: unknown label {label!r}; known are {known}")
+    return np.array([table[label] for label in examples.labels], np.int64)
+
+
+def _labelled(examples):
+    return zip(examples.lines, examples.labels, strict=True)
+
+
+def _score(line, label, path) -> float:
+    try:
+        score = float(label)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise InputError(
+            f"{path}, line {line}: {label!r} is not a number, and the model predicts one"
+        )
+    return score
+
+
+def _is_number(label: str) -> bool:
+    return label.lstrip("-").isascii() and label.lstrip("-").isdigit()
 
 
 # ---------------------------------------------------------------------------- token ids

@@ -8,10 +8,9 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from . import data
+from . import data, metrics
 from .errors import InputError, run_command
 from .infer import add_model_options, load_model
-from .metrics import METRICS
 from .predict import Model
 
 
@@ -28,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--json", action="store_true", help="print one JSON object")
     add("--batch-size", type=int, default=32, help="texts per batch, as they come (default 32)")
-    add("--metric", choices=METRICS, help="default: by the file's layout, else accuracy")
+    add("--metric", choices=metrics.METRICS, help="default: by the file's layout, else accuracy")
     add_model_options(p)
     return p
 
@@ -39,7 +38,7 @@ def main() -> None:
         raise InputError(f"--batch-size is {options.batch_size}; it must be at least 1")
     examples = data.read_examples(options.data)
     model, how = load_model(options)
-    labels = data.label_ids(examples.labels, model.config, options.data)
+    labels = data.label_ids(examples, model.config, options.data)
     result = evaluate(model, examples, labels, options.metric, options.batch_size, how)
     print(json.dumps(result) if options.json else table(result))
 
@@ -51,11 +50,7 @@ def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=Non
     alternating order; ms_per_text and ms_per_text_full are the totals per text.
     """
     how = how or {}
-    metric = metric or examples.metric
-    if (metric == "pearson_spearman") != (model.config.problem_type == "regression"):
-        raise InputError(
-            f"metric {metric!r} does not fit: the model is a {model.config.problem_type}"
-        )
+    metric = metrics.choose(metric, examples.metric, model.config.problem_type == "regression")
     runs = {"": how, "_full": {**how, "use": ()}}
     seconds, answers = dict.fromkeys(runs, 0.0), {key: [] for key in runs}
     starts = range(0, len(labels), batch_size)
@@ -71,15 +66,10 @@ def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=Non
     def gathered(key, field):
         return np.concatenate([getattr(a, field) for a in answers[key]])
 
-    def value(key):
-        probs = gathered(key, "probs")
-        regression = model.config.problem_type == "regression"
-        return METRICS[metric](probs[:, 0] if regression else probs.argmax(1), labels)
-
     return {
         "metric": metric,
-        "value": value(""),
-        "value_full": value("_full"),
+        "value": metrics.score(metric, gathered("", "probs"), labels),
+        "value_full": metrics.score(metric, gathered("_full", "probs"), labels),
         "examples": len(labels),
         "num_layers": model.config.num_hidden_layers,
         "layers_mean": float(gathered("", "layers_run").sum(1).mean()),

@@ -53,7 +53,7 @@ def load_model(options) -> tuple[Model, dict]:
             "compiling kernels; this happens once and takes some seconds ...", file=sys.stderr
         )
     )
-    how = {"use": model.mechanisms(use), "slack": options.slack, "bound": options.bound}
+    how = {"use": model.check_use(use), "slack": options.slack, "bound": options.bound}
     model("warm", **how)  # first touch of the weights, and a check of the options
     return model, how
 
@@ -62,6 +62,7 @@ def main() -> None:
     options = parser().parse_args()
     if options.text == "-" and options.pair is not None:
         raise InputError("--pair goes with one text, not with texts from standard input")
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     model, how = load_model(options)
     if options.text != "-":
         show(model(options.text, options.pair, **how), options)
@@ -85,12 +86,9 @@ def show(prediction: Prediction, options) -> None:
     if options.json:
         answer = prediction.to_dict()
         if options.trace:
-            answer["trace"] = [
-                {"layer": layer, "answer": answer, "doubt": doubt, "margin": margin}
-                for layer, (answer, doubt, margin) in zip(
-                    prediction.layers_run, prediction.steps, strict=True
-                )
-            ]
+            keys = ("layer", "answer", "doubt", "margin")
+            steps = zip(prediction.layers_run, prediction.steps, strict=False)
+            answer["trace"] = [dict(zip(keys, (n, *step), strict=True)) for n, step in steps]
         print(json.dumps(answer, ensure_ascii=False, allow_nan=False))
         return
     if options.trace:
@@ -101,23 +99,22 @@ def show(prediction: Prediction, options) -> None:
 
 
 def trace(prediction: Prediction) -> Iterator[str]:
-    """One line per layer: tokens it worked on, the answer so far, the doubt, the margin."""
+    """One line per layer: tokens it worked on; with halting the answer so far, doubt, margin."""
     yield " ".join(prediction.pieces)
     width = max(map(len, prediction.probs))
-    ran = dict(zip(prediction.layers_run, prediction.steps, strict=True))
     for layer in range(prediction.num_layers):
-        if layer not in ran:
+        if layer not in prediction.layers_run:
             yield f"layer {layer + 1}  not run"
             continue
-        answer, doubt, margin = ran[layer]
-        tokens = prediction.tokens_per_layer[prediction.layers_run.index(layer)]
-        line = f"layer {layer + 1}  {tokens} tokens"
-        if doubt == doubt:  # a plain BERT has no answer before the end
+        place = prediction.layers_run.index(layer)
+        line = f"layer {layer + 1}  {prediction.tokens_per_layer[place]} tokens"
+        if prediction.steps:
+            answer, doubt, margin = prediction.steps[place]
             label = max(answer, key=answer.get)
             line += (
                 f"  {label:{width}} {answer[label]:.3f}  doubt {doubt:.3f}  margin {margin:+.3f}"
             )
-            line += "  the answer cannot change any more" if margin >= 0 else ""
+            line += "  (can change no more)" if margin >= 0 else ""
         yield line
 
 

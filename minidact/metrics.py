@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
+from .errors import InputError
+
 
 def accuracy(predicted, labels) -> float:
     return float(np.mean(predicted == labels))
@@ -38,3 +40,19 @@ METRICS = {
     "f1": f1,
     "pearson_spearman": pearson_spearman,
 }
+
+
+def choose(wanted: str | None, by_layout: str, regression: bool) -> str:
+    """The metric that was asked for, else the file's own. Raises InputError on a misfit."""
+    default = "pearson_spearman" if regression else by_layout
+    if default == "pearson_spearman" and not regression:
+        default = "accuracy"
+    if wanted is not None and (wanted == "pearson_spearman") != regression:
+        kind = "numbers" if regression else "classes"
+        raise InputError(f"metric {wanted!r} does not fit: the model predicts {kind}")
+    return wanted or default
+
+
+def score(metric: str, probs, labels) -> float:
+    """Of a model's probabilities (N, Y), or of the numbers (N, 1) that a regression predicts."""
+    return METRICS[metric](probs[:, 0] if metric == "pearson_spearman" else probs.argmax(1), labels)

@@ -121,7 +121,10 @@ def _halting_loss(params, config, states, batch, labels, costs, calc):
     for layer, x in enumerate(states[1:]):
         s, s_cache = bert.summary_forward(x, batch.offsets, config.summary, calc)
         z_n, y_n, h_n, unit_cache = dact.unit_forward(s, params, _unit(layer))
-        z.append(z_n), y.append(y_n), h.append(h_n), unit_caches.append((s_cache, unit_cache))
+        z.append(z_n)
+        y.append(y_n)
+        h.append(h_n)
+        unit_caches.append((s_cache, unit_cache))
     z, y, h = np.stack(z), np.stack(y), np.stack(h)  # (L, B, Y), (L, B, Y), (L, B)
     a, p, sum_cache = dact.accumulate_forward(y, h)
     answer, answer_cache = dact.answer_loss_forward(a, labels)
@@ -152,14 +155,17 @@ def _halting_backward(cache, grads, calc):
 
 
 class Answers(NamedTuple):
-    """What the hard pass says of B sentences, and what it spent. A layer not run holds NaN."""
+    """What the hard pass says of B sentences, and what it spent.
+
+    The last three are halting's: NaN where a layer did not run, and in a model without halting.
+    """
 
     probs: np.ndarray  # (B, Y) probabilities; of a regression: the value (B, 1)
     layers_run: np.ndarray  # (B, L) bool
     tokens: np.ndarray  # (B, L) int, rows that each layer worked on
     macs: np.ndarray  # (B,) int, multiply-adds executed
     macs_full: np.ndarray  # (B,) int, the same with no mechanism in use
-    answers: np.ndarray  # (B, L, Y) the accumulated answer a_n after each layer
+    so_far: np.ndarray  # (B, L, Y) the accumulated answer a_n after each layer
     doubts: np.ndarray  # (B, L) the doubt p_n
     margins: np.ndarray  # (B, L) lower bound less upper bound; >= 0: the class cannot change
 
@@ -170,7 +176,7 @@ def hard_forward(
     """Answers for a batch. use: the mechanisms switched on; slack, bound: see dact.halts."""
     count, layers = len(batch.offsets) - 1, config.num_hidden_layers
     ran, tokens = np.zeros((count, layers), bool), np.zeros((count, layers), np.int64)
-    answers = np.full((count, layers, config.num_labels), np.nan)
+    so_far = np.full((count, layers, config.num_labels), np.nan)
     doubts, margins = np.full((2, count, layers), np.nan)
     macs = np.zeros(count, np.int64)
 
@@ -189,12 +195,9 @@ def hard_forward(
         a[alive], p[alive] = dact.accumulate_step(a[alive], p[alive], y, h)
         macs[alive] += unit_macs(config)
         safe = dact.margin(a[alive], p[alive], layers - layer - 1, bound)
-        answers[alive, layer], doubts[alive, layer], margins[alive, layer] = (
-            a[alive],
-            p[alive],
-            safe,
-        )
-        going = safe < -slack
+        so_far[alive, layer], doubts[alive, layer] = a[alive], p[alive]
+        margins[alive, layer] = safe
+        going = ~dact.halts(safe, slack)
         if "halting" in use and not going.all():
             rows, offsets = ragged.select(offsets, going)
             x, alive = x[rows], alive[going]
@@ -207,7 +210,7 @@ def hard_forward(
         a = logits if config.problem_type == "regression" else calc.softmax_forward(logits)[0]
         macs += classifier_macs(config)
     full = full_macs(config, ragged.lengths(batch.offsets))
-    return Answers(a, ran, tokens, macs, full, answers, doubts, margins)
+    return Answers(a, ran, tokens, macs, full, so_far, doubts, margins)
 
 
 # ---------------------------------------------------------------------------- multiply-adds

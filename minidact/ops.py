@@ -271,10 +271,11 @@ def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, decay, scale):
     step counts from 1; decay is decoupled from the gradient, as in PyTorch; scale multiplies the
     gradient first (norm clipping).
     """
-    g = g * p.dtype.type(scale)
-    p *= p.dtype.type(1 - lr * decay)
-    m += (g - m) * p.dtype.type(1 - beta1)
-    v *= p.dtype.type(beta2)
-    v += g * g * p.dtype.type(1 - beta2)
-    root = np.sqrt(v) / p.dtype.type(math.sqrt(1 - beta2**step)) + p.dtype.type(eps)
-    p -= m / root * p.dtype.type(lr / (1 - beta1**step))
+    number = p.dtype.type  # every coefficient in p's own precision, the kernel's too
+    g = g * number(scale)
+    p *= number(1 - lr * decay)
+    m += (g - m) * (1 - number(beta1))
+    v *= number(beta2)
+    v += g * g * (1 - number(beta2))
+    root = np.sqrt(v) / number(math.sqrt(1 - beta2**step)) + number(eps)
+    p -= m / root * number(lr / (1 - beta1**step))

@@ -25,7 +25,8 @@ class Prediction:
     tokens: word pieces, [CLS] and [SEP] included; tokens_per_layer: for each layer executed.
     macs, macs_full: multiply-adds executed, and with no mechanism in use. ms: wall-clock time, of a
     batch divided by its texts. truncated: the text was longer than the model reads, and was cut.
-    steps: for each layer executed (answer so far {label: float}, doubt p, margin), see dact.py.
+    steps: what halting saw after each layer executed: (answer so far {label: float}, doubt p,
+    margin), see dact.py; empty for a model without halting.
     """
 
     text: str
@@ -78,14 +79,15 @@ class Model:
         """Writes config.json, model.safetensors (float32 or float16) and tokenizer.json."""
         checkpoint.save(directory, self.config, self.params, self.tokenizer, dtype)
 
-    def mechanisms(self, use: Sequence[str] | None) -> tuple[str, ...]:
-        """`use` checked: None stands for all that the model carries. Raises InputError."""
+    def check_use(self, use: Sequence[str] | None) -> tuple[str, ...]:
+        """`use`, with None standing for all that the model carries. Raises InputError."""
         carried = self.config.mechanisms
-        for name in use or ():
+        use = carried if use is None else (use,) if isinstance(use, str) else tuple(use)
+        for name in use:
             if name not in carried:
                 has = ", ".join(carried) or "no mechanism"
                 raise InputError(f"the model does not carry {name!r}; it has {has}")
-        return carried if use is None else tuple(use)
+        return use
 
     def __call__(
         self,
@@ -112,7 +114,7 @@ class Model:
             raise InputError(f"slack is {slack}; it must be 0 or more")
         if bound not in ("tight", "paper"):
             raise InputError(f"bound is {bound!r}, not 'tight' or 'paper'")
-        use, out = self.mechanisms(use), []
+        use, out = self.check_use(use), []
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
             begin = time.perf_counter()
@@ -124,9 +126,9 @@ class Model:
                 out.append(self._prediction(texts[start + i], pair, sentence, answers, i, ms))
         return out[0] if single else out
 
-    def run(self, sentences: Sequence[data.Encoded], use=(), slack=0.0, bound="tight") -> Answers:
-        """The hard pass on encoded texts, as one batch, in arrays."""
-        batch = data.to_batch(sentences)
+    def run(self, sentences: Sequence[data.Encoded], use=None, slack=0.0, bound="tight") -> Answers:
+        """The hard pass on encoded texts, as one batch, in arrays; options as in __call__."""
+        batch, use = data.to_batch(sentences), self.check_use(use)
         return hard_forward(self.params, self.config, batch, use, slack, bound, self._calc)
 
     def _prediction(self, text, pair, sentence, answers: Answers, i: int, ms: float) -> Prediction:
@@ -154,10 +156,11 @@ class Model:
             pieces=sentence.tokens,
             steps=[
                 (
-                    named(answers.answers[i, n]),
+                    named(answers.so_far[i, n]),
                     float(answers.doubts[i, n]),
                     float(answers.margins[i, n]),
                 )
                 for n in ran
+                if self.config.halting is not None
             ],
         )

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -20,20 +21,26 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from . import checkpoint, data, model, optim
+from . import checkpoint, data, metrics, model, optim
 from .config import MECHANISMS, SUMMARIES, Config, Halting
 from .errors import InputError, run_command
-from .metrics import METRICS
 from .predict import Model
 
 STATE = "training.safetensors"  # in --out while a run is under way: all that resuming needs
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Prints a default where there is one."""
+
+    def _get_help_string(self, action):
+        return super()._get_help_string(action) if action.default else action.help
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m minidact.train",
         description="Fine-tunes a BERT, with the mechanisms you choose, on a labelled file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
     )
     add = p.add_argument
     add("--data", help="training file: .tsv (GLUE's layouts or your own), .csv or .jsonl")
@@ -41,10 +48,10 @@ def parser() -> argparse.ArgumentParser:
     add("--init", help="model to start from: a directory, a hub id, or a name in weights/")
     add("--out", required=True, help="directory to write the model to")
     add("--use", default="", help=f"mechanisms to train, by commas: {', '.join(MECHANISMS)}")
-    add("--resume", action="store_true", help="go on with the run in --out, with its options")
+    add("--resume", action="store_true", help="go on with the run in --out; its options count")
     # what to learn from
     add("--label-names", help="names for a file's labels 0, 1, .., by commas")
-    add("--metric", choices=METRICS, help="default: by the file's layout, else accuracy")
+    add("--metric", choices=metrics.METRICS, help="default: by the file's layout, else accuracy")
     add("--regression", action="store_true", help="labels are numbers to predict, not classes")
     add("--max-length", type=int, default=128, help="longer texts are cut to so many tokens")
     # how long and how fast
@@ -78,19 +85,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser().parse_args()
-    out = Path(options.out)
     if options.resume:
-        options, params, moments, done = read_state(out)
+        options, params, moments, done = read_state(Path(options.out))
+        config, _, tokenizer = build(options)
     else:
-        check(options, out)
-        done = 0
-    config, start_params, tokenizer = build(options)
-    if not options.resume:
-        params, moments = start_params, optim.zero_moments(start_params)
+        check(options)
+        config, params, tokenizer = build(options)
+        moments, done = optim.zero_moments(params), 0
     Run(options, config, params, moments, tokenizer).go(done)
 
 
-def check(options, out: Path) -> None:
+def check(options) -> None:
     """Raises InputError for options that cannot work, before anything is read or written."""
     for name in ("data", "dev", "init"):
         if getattr(options, name) is None:
@@ -105,43 +110,48 @@ def check(options, out: Path) -> None:
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
             option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} is {value:g}; it must lie in {low:g}..{high:g}")
+            raise InputError(f"{option} is {value}; it must lie in {low}..{high}")
     for name in filter(None, options.use.split(",")):
         if name not in MECHANISMS:
             raise InputError(f"--use {name!r} is unknown; there is {', '.join(MECHANISMS)}")
-    if options.regression and options.use:
-        raise InputError("--regression has no classes, and halting needs them")
     for name in ("config.json", STATE):
-        if (out / name).exists():
+        if (Path(options.out) / name).exists():
             raise InputError(
-                f"{out} holds a model already ({name}); choose another --out, or --resume"
+                f"{options.out} holds a model already ({name}); choose another --out, or --resume"
             )
+    for name in ("data", "dev", "out", "log"):  # so that --resume works from any directory
+        if getattr(options, name) is not None:
+            setattr(options, name, os.path.abspath(getattr(options, name)))
+    if os.path.exists(options.init):
+        options.init = os.path.abspath(options.init)
 
 
 def build(options) -> tuple[Config, dict, object]:
     """The backbone with new heads on it; the config says what it will be when it is trained."""
+    examples = data.read_examples(options.data)
     config, params, tokenizer = checkpoint.load_backbone(options.init)
-    labels = data.read_examples(options.data).labels
-    names = ("score",) if options.regression else data.label_names(labels)
+    regression = options.regression or examples.metric == "pearson_spearman"  # STS-B's layout
+    use = options.use.split(",")
+    if regression and "halting" in use:
+        raise InputError("halting needs classes, and the labels are numbers to predict")
+    names = ("score",) if regression else data.label_names(examples.labels)
     if options.label_names:
         names = chosen_names(options, names)
-    if len(names) < 2 and not options.regression:
+    if len(names) < 2 and not regression:
         raise InputError(f"{options.data}: all labels are {names[0]!r}; there is nothing to learn")
-    use = options.use.split(",")
     changes = {
         "id2label": names,
-        "problem_type": "regression" if options.regression else "single_label_classification",
+        "problem_type": "regression" if regression else "single_label_classification",
         "halting": Halting(options.trunk_size, not options.blind) if "halting" in use else None,
         "extra": {
-            k: config.extra[k] for k in ("pad_token_id", "initializer_range") if k in config.extra
+            k: v for k, v in config.extra.items() if k in ("pad_token_id", "initializer_range")
         },
     }
     if options.summary:
         changes["summary"] = options.summary
     config = dataclasses.replace(config, **changes)
-    rng = np.random.default_rng([options.seed, 0])
-    fresh = model.init_params(config, rng)
-    return config, fresh | params, tokenizer
+    fresh = model.init_params(config, np.random.default_rng([options.seed, 0]))
+    return config, fresh | {name: p for name, p in params.items() if name in fresh}, tokenizer
 
 
 def chosen_names(options, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -151,6 +161,8 @@ def chosen_names(options, names: tuple[str, ...]) -> tuple[str, ...]:
         raise InputError(
             f"--label-names gives {len(chosen)} names, the file has {len(names)} labels"
         )
+    if len(set(chosen)) != len(chosen) or "" in chosen:
+        raise InputError("--label-names has an empty name, or one name twice")
     if names != tuple(map(str, range(len(names)))):
         raise InputError(f"--label-names is for labels 0, 1, ..; the file's are {', '.join(names)}")
     return chosen
@@ -163,19 +175,20 @@ class Run:
         self.options, self.tokenizer = options, tokenizer
         self.params, self.moments = params, moments
         self.calc = model.calculus(params)
-        self.config = self.noisy = config  # noisy: with the dropout of this training
+        self.config = self.training_config = config
         if options.dropout is not None:
             p = options.dropout
-            self.noisy = dataclasses.replace(
+            self.training_config = dataclasses.replace(
                 config, hidden_dropout_prob=p, attention_probs_dropout_prob=p
             )
         train, dev = data.read_examples(options.data), data.read_examples(options.dev)
-        self.metric = options.metric or train.metric
+        regression = config.problem_type == "regression"
+        self.metric = metrics.choose(options.metric, train.metric, regression)
         tokenizer.enable_truncation(min(options.max_length, config.max_position_embeddings))
         self.sentences = data.encode(tokenizer, train.texts, train.pairs)
-        self.labels = data.label_ids(train.labels, config, options.data)
+        self.labels = data.label_ids(train, config, options.data)
         self.dev_sentences = data.encode(tokenizer, dev.texts, dev.pairs)
-        self.dev_labels = data.label_ids(dev.labels, config, options.dev)
+        self.dev_labels = data.label_ids(dev, config, options.dev)
         self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
         self.total = self.per_epoch * options.epochs
         self.new = [
@@ -185,12 +198,18 @@ class Run:
     def go(self, done: int) -> None:
         """Trains from step `done` to the end; saves on the way, and on Ctrl-C."""
         options, out = self.options, Path(self.options.out)
-        out.mkdir(parents=True, exist_ok=True)
-        print(f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels")
-        log = open_log(options.log, done)
         # Ctrl-C waits for the end of the step: a half-updated model is no checkpoint
         interrupted = []
         before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+        checkpoint.make_directory(out)
+        for leftover in out.glob(f".{STATE}.*"):  # of a run that was killed while it saved
+            leftover.unlink()
+        log = open_log(options.log, done)
+        self.save_state(done)
+        print(
+            f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels",
+            flush=True,
+        )
         try:
             with tqdm(total=self.total, initial=done, unit="step", dynamic_ncols=True) as bar:
                 while done < self.total and not interrupted:
@@ -205,6 +224,7 @@ class Run:
                         self.save_state(done)
                     if done % self.per_epoch == 0:
                         bar.write(self.report(done // self.per_epoch), file=sys.stdout)
+                        sys.stdout.flush()
         finally:
             signal.signal(signal.SIGINT, before)
             if log:
@@ -233,41 +253,42 @@ class Run:
         ramp = min(1.0, (step + 1) / max(o.tau_ramp * self.total, 1))
         costs = model.Costs(o.tau * ramp, o.alpha, o.distill, o.ponder)
         terms, cache = model.soft_forward(
-            self.params, self.noisy, batch, self.labels[chosen], costs, self.calc, rng
+            self.params, self.training_config, batch, self.labels[chosen], costs, self.calc, rng
         )
-        if not np.isfinite(terms["loss"]):
-            raise InputError(
-                f"the loss is {terms['loss']} at step {step}: training stops here; a checkpoint "
-                f"saved in {o.out} before stays as it is (try a lower --lr)"
-            )
         grads = model.soft_backward(cache)
+        norm = optim.gradient_norm(grads)
+        for what, value in (("loss", terms["loss"]), ("gradient's norm", norm)):
+            if not np.isfinite(value):
+                raise InputError(
+                    f"the {what} is {value} at step {step}: training stops here; the checkpoint "
+                    f"in {o.out} is of before (try a lower --lr)"
+                )
 
         share = optim.schedule(step, self.total, o.warmup, o.schedule)
         rates = dict.fromkeys(self.params, o.lr * share)
         rates |= dict.fromkeys(self.new, o.head_lr * share)
-        scale = optim.clip_scale(optim.gradient_norm(grads))
         optim.adamw(
             self.params, grads, self.moments, step + 1, rates, self.calc,
-            weight_decay=o.weight_decay, scale=scale,
+            weight_decay=o.weight_decay, scale=optim.clip_scale(norm),
         )  # fmt: skip
         tokens, seconds = len(batch.ids), time.perf_counter() - begin
         record = {"step": step, "loss": float(terms.pop("loss")), "lr": o.lr * share}
         record |= {"tokens": tokens, "tokens_per_s": tokens / seconds}
-        return record | {name: float(value) for name, value in terms.items()}
+        record |= {name: float(value) for name, value in terms.items()}
+        return record | ({"tau": costs.tau} if "ponder" in terms else {})
 
     def report(self, epoch: int) -> str:
         """The dev score, with everything computed and with every mechanism in use."""
         trained = Model(self.config, self.params, self.tokenizer)
-        regression = self.config.problem_type == "regression"
         values, layers = [], []
-        for use in ((), self.config.mechanisms):
-            predicted, ran = [], []
-            for start in range(0, len(self.dev_labels), 32):
-                answers = trained.run(self.dev_sentences[start : start + 32], use)
-                predicted.append(answers.probs[:, 0] if regression else answers.probs.argmax(1))
-                ran.append(answers.layers_run.sum(1))
-            values.append(METRICS[self.metric](np.concatenate(predicted), self.dev_labels))
-            layers.append(np.concatenate(ran).mean())
+        for use in ((), None):
+            answers = [
+                trained.run(self.dev_sentences[start : start + 32], use)
+                for start in range(0, len(self.dev_labels), 32)
+            ]
+            probs = np.concatenate([a.probs for a in answers])
+            values.append(metrics.score(self.metric, probs, self.dev_labels))
+            layers.append(np.concatenate([a.layers_run.sum(1) for a in answers]).mean())
         text = f"epoch {epoch}: dev {self.metric} {values[0]:.4f}"
         if self.config.mechanisms:
             text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers"
@@ -285,30 +306,32 @@ class Run:
 
 def read_state(out: Path):
     """What save_state wrote: options, params, moments, steps done."""
+    parts = {"params": {}, "m": {}, "v": {}}
     try:
         with safe_open(out / STATE, "np") as file:
             about = file.metadata()
-            parts = {"params": {}, "m": {}, "v": {}}
             for key in file.keys():  # noqa: SIM118  safe_open is no dict
                 kind, name = key.split("/", 1)
                 parts[kind][name] = file.get_tensor(key)
+        options, done = argparse.Namespace(**json.loads(about["options"])), int(about["done"])
     except FileNotFoundError:
         raise InputError(f"{out} holds no unfinished run ({STATE}) to go on with") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{out / STATE} is damaged: {error}") from None
-    options = argparse.Namespace(**json.loads(about["options"]))
-    options.resume = True
-    return options, parts["params"], (parts["m"], parts["v"]), int(about["done"])
+    options.out = str(out)  # it may have been moved
+    return options, parts["params"], (parts["m"], parts["v"]), done
 
 
 def open_log(path: str | None, done: int):
     """The log, cut back to the steps that are done."""
     if path is None:
         return None
-    lines = Path(path).read_text().splitlines(keepends=True)[:done] if done else []
-    file = open(path, "w", buffering=1)  # noqa: SIM115  closed by go()
-    file.writelines(lines)
-    return file
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)[:done] if done else []
+    except FileNotFoundError:
+        lines = []
+    checkpoint.write_file(Path(path), b"".join(lines))
+    return open(path, "a", buffering=1)
 
 
 if __name__ == "__main__":

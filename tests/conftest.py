@@ -32,8 +32,9 @@ seeds = st.integers(0, 2**32 - 1)
 
 def run(module: str, *args, stdin=None, env=None, cwd=ROOT):
     """A command as a user types it: `python -m minidact.MODULE ARGS`."""
+    args = [arg if isinstance(arg, bytes) else str(arg) for arg in args]
     return subprocess.run(
-        [sys.executable, "-m", f"minidact.{module}", *map(str, args)],
+        [sys.executable, "-m", f"minidact.{module}", *args],
         input=stdin, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})},
     )  # fmt: skip
 

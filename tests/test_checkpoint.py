@@ -308,6 +308,13 @@ def rich_vocabulary(directory):
         file.write("".join(f"word{i}\n" for i in range(50)))
 
 
+def bare_tokenizer(directory):
+    """It adds no [CLS] and [SEP], so an empty text would have no tokens at all."""
+    whole = checkpoint.read_tokenizer(directory, checkpoint.read_config(directory))
+    raw = json.loads(whole.to_str())
+    (directory / "tokenizer.json").write_text(json.dumps(raw | {"post_processor": None}))
+
+
 def config(**changes):
     def change(directory):
         edit_config(directory, **changes)
@@ -333,6 +340,7 @@ BROKEN = [
     (a_list, "does not hold a JSON object"),
     (no_tokenizer, "neither tokenizer.json nor vocab.txt"),
     (bad_tokenizer, "the tokenizer in"),
+    (bare_tokenizer, "adds no [CLS] and [SEP]"),
     (poor_vocabulary, "lacks [UNK], [CLS], [SEP]"),
     (rich_vocabulary, "ids up to 112"),
     (config(model_type="roberta"), "'roberta' model, not 'bert'"),
@@ -346,6 +354,7 @@ BROKEN = [
     (config(minidact={"halting": {"trunk_size": 0}}), "trunk_size is 0"),
     (config(minidact={"summary": "max"}), "summary is 'max'"),
     (config(minidact={"halting": {}}), "lacks dact.layer.0"),
+    (config(problem_type="regression"), "3 labels do not fit a regression"),
     (config(is_decoder=True), "only encoders"),
 ]
 
@@ -357,6 +366,23 @@ def test_broken_models_are_named(damage, sentence, copy):
         Model.from_pretrained(copy)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_float16_cannot_hold_is_not_saved(tiny, tmp_path):
+    params = tiny.params | {"classifier.bias": np.full(3, 1e6, np.float32)}
+    with pytest.raises(InputError, match=r"classifier\.bias does not fit float16"):
+        Model(tiny.config, params, tiny.tokenizer).save_pretrained(tmp_path, np.float16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_keeps_its_pooler_but_not_its_classifier(copy, tiny):
+    _, params, _ = checkpoint.load_backbone(copy)
+    assert np.array_equal(
+        params["bert.pooler.dense.weight"], tiny.params["bert.pooler.dense.weight"]
+    )
+    assert "classifier.weight" not in params
+    edit_tensors(copy, lambda t: {n: a for n, a in t.items() if "pooler" not in n})
+    assert "bert.pooler.dense.weight" not in checkpoint.load_backbone(copy)[1]
 
 
 def test_names_that_lead_nowhere():

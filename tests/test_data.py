@@ -81,7 +81,9 @@ LAYOUTS = {
 def test_layouts(name, tmp_path):
     content, *expected = LAYOUTS[name]
     (tmp_path / name).write_bytes(content.encode())
-    assert list(data.read_examples(tmp_path / name)) == expected
+    examples = data.read_examples(tmp_path / name)
+    assert list(examples[:4]) == expected
+    assert len(examples.lines) == len(examples.texts)
 
 
 BAD = {
@@ -91,12 +93,14 @@ BAD = {
     "empty.tsv": (b"", "is empty"),
     "blank.jsonl": (b"\n\n", "is empty"),
     "header.tsv": (b"sentence\tlabel\n", "a header but no rows"),
-    "names.tsv": (b"foo\tbar\n1\t2\n", "needs a text (or sentence) and a label column"),
+    "quote.csv": (b'text,label\na,1\n"b,0\nc,1\n', "line 3: unexpected end of data"),
+    "tabs.tsv": (b"text\tlabel\na\t1\n\t\t\n", "line 3: 3 columns"),
+    "names.tsv": (b"foo\tbar\n1\t2\n", "needs a text (or sentence) and a label"),
     "nolabel.tsv": (b"text\tlabel\na\t\n", "line 2: the label is empty"),
     "broken.jsonl": (b'{"text": "a", "label": 1}\n{"text": \n', "line 2: not JSON"),
     "list.jsonl": (b"[1, 2]\n", "line 1: not a JSON object"),
     "keys.jsonl": (b'{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: its keys differ"),
-    "null.jsonl": (b'{"text": null, "label": 1}\n', "line 1: a value is neither"),
+    "null.jsonl": (b'{"text": null, "label": 1}\n', "line 1: text is neither"),
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000, "line 1: not JSON"),
     "file.xlsx": (b"x", "must end in .tsv, .csv or .jsonl"),
 }
@@ -118,23 +122,35 @@ def test_a_file_that_is_not_there(tmp_path):
             data.read_examples(path)
 
 
+def examples(*labels):
+    lines = list(range(2, 2 + len(labels)))
+    return data.Examples(["x"] * len(labels), None, list(labels), "accuracy", lines)
+
+
 def test_label_names_and_ids():
     assert data.label_names(["10", "9", "1"]) == ("1", "9", "10")
     assert data.label_names(["b", "a", "b", "1"]) == ("1", "a", "b")
     config = Config(id2label=("negative", "positive"))
-    assert data.label_ids(["1", "positive", "negative"], config).tolist() == [1, 1, 0]
-    with pytest.raises(InputError, match="example 2: unknown label 'maybe'; known are negative"):
-        data.label_ids(["1", "maybe"], config)
+    assert data.label_ids(examples("1", "positive", "negative"), config).tolist() == [1, 1, 0]
+    with pytest.raises(InputError, match="line 3: unknown label 'maybe'; known are negative"):
+        data.label_ids(examples("1", "maybe"), config)
     regression = Config(id2label=("score",), problem_type="regression")
-    assert data.label_ids(["1.5", "2"], regression).tolist() == [1.5, 2.0]
+    assert data.label_ids(examples("1.5", "2"), regression).tolist() == [1.5, 2.0]
     for wrong in ("x", "nan", "inf"):
-        with pytest.raises(InputError, match="number"):
-            data.label_ids([wrong], regression)
+        with pytest.raises(InputError, match=r"line 3: .* is not a number"):
+            data.label_ids(examples("1", wrong), regression)
 
 
-def test_numbers_as_names_win_over_positions():
-    """A label 1 of names (1, 2) is the first class, not the second."""
-    assert data.label_ids(["1", "2"], Config(id2label=("1", "2"))).tolist() == [0, 1]
+def test_where_names_are_numbers_they_are_names_only():
+    config = Config(id2label=("1", "2"))
+    assert data.label_ids(examples("1", "2"), config).tolist() == [0, 1]
+    with pytest.raises(InputError, match="unknown label '0'"):
+        data.label_ids(examples("0"), config)
+
+
+def test_lines_are_the_files_own(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"one\ntwo",1\n\nthree,2\n')
+    assert data.read_examples(tmp_path / "a.csv").lines == [2, 5]
 
 
 def tokenizer():
@@ -191,3 +207,13 @@ def test_correlations():
     assert metrics.pearson_spearman(x, 2 * x + 1) == pytest.approx(1)
     assert metrics.pearson_spearman(x, -x) == pytest.approx(-1)
     assert metrics.pearson_spearman(np.ones(4), x) == 0
+
+
+def test_which_metric():
+    assert metrics.choose(None, "matthews", False) == "matthews"
+    assert metrics.choose(None, "accuracy", True) == "pearson_spearman"
+    assert metrics.choose(None, "pearson_spearman", False) == "accuracy"
+    assert metrics.choose("f1", "accuracy", False) == "f1"
+    for wanted, regression in (("accuracy", True), ("pearson_spearman", False)):
+        with pytest.raises(InputError, match="does not fit"):
+            metrics.choose(wanted, "accuracy", regression)

@@ -55,9 +55,12 @@ def test_it_learns_and_the_log_says_so(use, task, tmp_path):
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [r["step"] for r in records] == list(range(42))
     keys = {"step", "loss", "lr", "tokens", "tokens_per_s"}
-    keys |= {"answer", "ponder", "heads"} if use else set()
+    keys |= {"answer", "ponder", "heads", "tau"} if use else set()
     assert all(set(r) == keys for r in records)
     assert records[-1]["loss"] < 0.6 * records[0]["loss"]
+    for r in records if use else []:
+        parts = r["answer"] + r["tau"] * r["ponder"] + 1.0 * r["heads"]
+        assert r["loss"] == pytest.approx(parts, rel=1e-5)
     assert max(r["lr"] for r in records) <= 3e-3
 
     model = Model.from_pretrained(out)
@@ -78,12 +81,14 @@ def test_same_seed_same_bits_and_another_seed_others(task, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, task, tmp_path):
+@pytest.mark.parametrize("moment", [0, 45, 130])
+def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, tmp_path):
     options = {"use": "halting", "epochs": 40, "save-every": 20, "schedule": "constant"}
     whole = run("train", *arguments(task, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr
 
     out, log = tmp_path / "out", tmp_path / "log.jsonl"
+    state = out / "training.safetensors"
     process = subprocess.Popen(
         [sys.executable, "-m", "minidact.train", *arguments(task, out, log=log, **options)],
         cwd=ROOT,
@@ -91,7 +96,7 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, task, tmp_path):
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    while not (out / "training.safetensors").exists():
+    while not state.exists() or log.read_bytes().count(b"\n") < moment:
         assert process.poll() is None, "ended before its first checkpoint"
         time.sleep(0.002)
     process.send_signal(how)
@@ -101,10 +106,12 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, task, tmp_path):
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert f"go on with: python -m minidact.train --out {out} --resume" in stdout
-
-    resumed = run("train", "--out", out, "--resume")
+    (out / ".training.safetensors.left").write_bytes(b"half a checkpoint")
+    out = out.rename(tmp_path / "moved")
+    resumed = run("train", "--out", out, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert same(weights(out), weights(tmp_path / "whole"))
+    assert not list(out.glob(".*"))
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(280))
 
 
@@ -127,20 +134,43 @@ def test_label_names_and_half_precision(task, tmp_path):
 
 def test_regression(tmp_path):
     rng = np.random.default_rng(0)
-    rows = []
-    for _ in range(150):
-        words = rng.choice(["good", "bad", "film"], rng.integers(1, 7))
-        rows.append({"text": " ".join(words), "label": float(np.mean(words == "good"))})
-    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    paths = {"data": tmp_path / "train.jsonl", "dev": tmp_path / "train.jsonl"}
-    options = paths | {"epochs": 12, "metric": "pearson_spearman", "summary": "mean"}
+    for name, column in (("own", "label"), ("stsb", "score")):  # --regression, and by layout
+        rows = [f"text\t{column}"]
+        for _ in range(150):
+            words = rng.choice(["good", "bad", "film"], rng.integers(1, 7))
+            rows.append(f"{' '.join(words)}\t{np.mean(words == 'good'):.3f}")
+        data = tmp_path / f"{name}.tsv"
+        data.write_text("\n".join(rows) + "\n")
+        options = {"data": data, "dev": data, "epochs": 12, "summary": "mean"}
+        more = ["--regression"] if name == "own" else []
+        out = tmp_path / name
+        result = run("train", *arguments(tmp_path, out, *more, **options))
+        assert result.returncode == 0, result.stderr
+        result = run("evaluate", "--model", out, "--data", data, "--json")
+        assert result.returncode == 0, result.stderr
+        record = json.loads(result.stdout)
+        assert record["metric"] == "pearson_spearman"
+        assert record["value"] > 0.9
+
+
+def test_pairs_order_dropout_and_the_other_switches(tmp_path):
+    """A task on two texts, as they come, without dropout, with the paper's own unit and cost."""
+    rng, rows = np.random.default_rng(0), ["sentence1\tsentence2\tlabel"]
+    for _ in range(200):
+        a, b = rng.choice(["good", "bad"], 2)
+        rows.append(f"{a} film\tthe {b}\t{'same' if a == b else 'other'}")
+    (tmp_path / "train.tsv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "dev.tsv").write_text("\n".join(rows[:60]) + "\n")
+    switches = ["--no-shuffle", "--blind", "--ponder=h", "--dropout=0", "--distill=0.5"]
+    options = {"use": "halting", "epochs": 20, "schedule": "constant"}
     out = tmp_path / "out"
-    result = run("train", *arguments(tmp_path, out, "--regression", **options))
+    result = run("train", *arguments(tmp_path, out, *switches, **options))
     assert result.returncode == 0, result.stderr
-    more = ["--metric", "pearson_spearman", "--json"]
-    result = run("evaluate", "--model", out, "--data", paths["data"], *more)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["value"] > 0.9
+    trained = Model.from_pretrained(out)
+    assert not trained.config.halting.sees_confidence
+    assert trained.config.hidden_dropout_prob == 0.1  # --dropout is of the training alone
+    assert trained("good film", "the good").label == "same"
+    assert trained("good film", "the bad").label == "other"
 
 
 # ---------------------------------------------------------------------------- what cannot work
@@ -162,7 +192,12 @@ def test_wrong_options_are_named(task, tmp_path):
         ({"dropout": 1}, "--dropout is 1"),
         ({"label-names": "a,b,c"}, "--label-names gives 3 names, the file has 2 labels"),
         ({"label-names": "a,b"}, "--label-names is for labels 0, 1, ..; the file's are no, yes"),
+        ({"label-names": "a,"}, "has an empty name"),
         ({"out": full}, "holds a model already"),
+        ({"out": one / "below"}, "cannot be made a directory"),
+        ({"log": tmp_path / "none" / "log.jsonl"}, "could not be written"),
+        ({"metric": "pearson_spearman"}, "does not fit: the model predicts classes"),
+        ({"seed": "9" * 400}, "it must lie in"),
         ({"init": tmp_path / "nothing"}, "no model directory"),
         ({"data": tmp_path / "nothing.tsv"}, "cannot be read"),
         ({"data": one}, "there is nothing to learn"),
@@ -177,7 +212,11 @@ def test_wrong_options_are_named(task, tmp_path):
     result = run("train", "--out", tmp_path / "out", "--resume")
     assert result.returncode == 2
     assert "no unfinished run" in result.stderr
-    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "training.safetensors").write_bytes(b"nonsense")
+    result = run("train", "--out", tmp_path / "out", "--resume")
+    assert result.returncode == 2
+    assert "is damaged" in result.stderr
 
 
 def test_a_loss_that_is_not_finite_stops(task, tmp_path):
@@ -189,7 +228,8 @@ def test_a_loss_that_is_not_finite_stops(task, tmp_path):
     save_file(huge, broken / "model.safetensors")
     result = run("train", *arguments(task, tmp_path / "out", init=broken))
     assert result.returncode == 2
-    assert "the loss is nan at step 0" in result.stderr
+    assert "is nan at step 0: training stops" in result.stderr
+    assert not (tmp_path / "out" / "model.safetensors").exists()
     assert "Traceback" not in result.stderr
 
 
