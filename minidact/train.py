@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import checkpoint, data, metrics, model, optim
@@ -87,12 +88,12 @@ def main() -> None:
     options = parser().parse_args()
     if options.resume:
         options, params, moments, done = read_state(Path(options.out))
-        config, _, tokenizer = build(options)
+        config, _, new, tokenizer = build(options)
     else:
         check(options)
-        config, params, tokenizer = build(options)
+        config, params, new, tokenizer = build(options)
         moments, done = optim.zero_moments(params), 0
-    Run(options, config, params, moments, tokenizer).go(done)
+    Run(options, config, params, moments, new, tokenizer).go(done)
 
 
 def check(options) -> None:
@@ -126,8 +127,8 @@ def check(options) -> None:
         options.init = os.path.abspath(options.init)
 
 
-def build(options) -> tuple[Config, dict, object]:
-    """The backbone with new heads on it; the config says what it will be when it is trained."""
+def build(options) -> tuple[Config, dict, list[str], Tokenizer]:
+    """The backbone with new heads on it: config, parameters, names of the new ones, tokenizer."""
     examples = data.read_examples(options.data)
     config, params, tokenizer = checkpoint.load_backbone(options.init)
     regression = options.regression or examples.metric == "pearson_spearman"  # STS-B's layout
@@ -151,7 +152,9 @@ def build(options) -> tuple[Config, dict, object]:
         changes["summary"] = options.summary
     config = dataclasses.replace(config, **changes)
     fresh = model.init_params(config, np.random.default_rng([options.seed, 0]))
-    return config, fresh | {name: p for name, p in params.items() if name in fresh}, tokenizer
+    new = [name for name in fresh if name not in params]
+    known = {name: array for name, array in params.items() if name in fresh}
+    return config, fresh | known, new, tokenizer
 
 
 def chosen_names(options, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -171,9 +174,9 @@ def chosen_names(options, names: tuple[str, ...]) -> tuple[str, ...]:
 class Run:
     """One training run: what it works on, and its loop."""
 
-    def __init__(self, options, config, params, moments, tokenizer):
+    def __init__(self, options, config, params, moments, new, tokenizer):
         self.options, self.tokenizer = options, tokenizer
-        self.params, self.moments = params, moments
+        self.params, self.moments, self.new = params, moments, new
         self.calc = model.calculus(params)
         self.config = self.training_config = config
         if options.dropout is not None:
@@ -191,9 +194,6 @@ class Run:
         self.dev_labels = data.label_ids(dev, config, options.dev)
         self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
         self.total = self.per_epoch * options.epochs
-        self.new = [
-            name for name in params if name.startswith(("dact.", "classifier", "bert.pooler"))
-        ]
 
     def go(self, done: int) -> None:
         """Trains from step `done` to the end; saves on the way, and on Ctrl-C."""
