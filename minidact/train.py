@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add("--blind", action="store_true", help="h does not see how sure y is")
     # what is written
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the saved weights")
+    add("--keep", choices=("last", "best"), default="last", help="the epoch whose weights to save")
     add("--save-every", type=int, default=500, help="steps between two checkpoints")
     add("--log", help="a .jsonl file, one object per step")
     return p
@@ -87,13 +88,13 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     options = parser().parse_args()
     if options.resume:
-        options, params, moments, done = read_state(Path(options.out))
+        options, params, moments, done, best = read_state(Path(options.out))
         config, _, new, tokenizer = build(options)
     else:
         check(options)
         config, params, new, tokenizer = build(options)
-        moments, done = optim.zero_moments(params), 0
-    Run(options, config, params, moments, new, tokenizer).go(done)
+        moments, done, best = optim.zero_moments(params), 0, -math.inf
+    Run(options, config, params, moments, new, tokenizer).go(done, best)
 
 
 def check(options) -> None:
@@ -195,8 +196,11 @@ class Run:
         self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
         self.total = self.per_epoch * options.epochs
 
-    def go(self, done: int) -> None:
-        """Trains from step `done` to the end; saves on the way, and on Ctrl-C."""
+    def go(self, done: int, best: float) -> None:
+        """Trains from step `done` to the end; saves on the way, and on Ctrl-C.
+
+        best: the highest dev score of the epochs before.
+        """
         options, out = self.options, Path(self.options.out)
         # Ctrl-C waits for the end of the step: a half-updated model is no checkpoint
         interrupted = []
@@ -205,7 +209,7 @@ class Run:
         for leftover in out.glob(f".{STATE}.*"):  # of a run that was killed while it saved
             leftover.unlink()
         log = open_log(options.log, done)
-        self.save_state(done)
+        self.save_state(done, best)
         print(
             f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels",
             flush=True,
@@ -220,22 +224,26 @@ class Run:
                     bar.set_postfix({"loss": f"{record['loss']:.3f}", "tokens/s": rate})
                     if log:
                         log.write(json.dumps(record) + "\n")
-                    if done % options.save_every == 0 and done < self.total:
-                        self.save_state(done)
                     if done % self.per_epoch == 0:
-                        bar.write(self.report(done // self.per_epoch), file=sys.stdout)
+                        text, value = self.report()
+                        bar.write(f"epoch {done // self.per_epoch}: {text}", file=sys.stdout)
                         sys.stdout.flush()
+                        if value > best and options.keep == "best":
+                            self.save_model()
+                        best = max(best, value)
+                    if done % options.save_every == 0 and done < self.total:
+                        self.save_state(done, best)
         finally:
             signal.signal(signal.SIGINT, before)
             if log:
                 log.close()
         if done < self.total:
-            self.save_state(done)
+            self.save_state(done, best)
             command = f"python -m minidact.train --out {shlex.quote(options.out)} --resume"
             print(f"stopped and saved after step {done}; go on with: {command}")
             sys.exit(130)
-        dtype = np.dtype(options.dtype)
-        checkpoint.save(out, self.config, self.params, self.tokenizer, dtype)
+        if options.keep == "last":
+            self.save_model()
         (out / STATE).unlink(missing_ok=True)
         print(f"saved {out}")
 
@@ -277,8 +285,8 @@ class Run:
         record |= {name: float(value) for name, value in terms.items()}
         return record | ({"tau": costs.tau} if "ponder" in terms else {})
 
-    def report(self, epoch: int) -> str:
-        """The dev score, with everything computed and with every mechanism in use."""
+    def report(self) -> tuple[str, float]:
+        """The dev score, with everything computed and with every mechanism in use, and the latter."""
         trained = Model(self.config, self.params, self.tokenizer)
         values, layers = [], []
         for use in ((), None):
@@ -289,23 +297,27 @@ class Run:
             probs = np.concatenate([a.probs for a in answers])
             values.append(metrics.score(self.metric, probs, self.dev_labels))
             layers.append(np.concatenate([a.layers_run.sum(1) for a in answers]).mean())
-        text = f"epoch {epoch}: dev {self.metric} {values[0]:.4f}"
+        text = f"dev {self.metric} {values[0]:.4f}"
         if self.config.mechanisms:
             text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers"
-        return text
+        return text, values[1]
 
-    def save_state(self, done: int) -> None:
+    def save_model(self) -> None:
+        o = self.options
+        checkpoint.save(o.out, self.config, self.params, self.tokenizer, np.dtype(o.dtype))
+
+    def save_state(self, done: int, best: float) -> None:
         tensors = {f"params/{name}": array for name, array in self.params.items()}
         for kind, moments in zip(("m", "v"), self.moments, strict=True):
             tensors |= {f"{kind}/{name}": array for name, array in moments.items()}
-        about = {"done": str(done), "options": json.dumps(vars(self.options))}
+        about = {"done": str(done), "best": str(best), "options": json.dumps(vars(self.options))}
         checkpoint.write_file(
             Path(self.options.out) / STATE, safetensors.numpy.save(tensors, about)
         )
 
 
 def read_state(out: Path):
-    """What save_state wrote: options, params, moments, steps done."""
+    """What save_state wrote: options, params, moments, steps done, best dev score."""
     parts = {"params": {}, "m": {}, "v": {}}
     try:
         with safe_open(out / STATE, "np") as file:
@@ -313,13 +325,14 @@ def read_state(out: Path):
             for key in file.keys():  # noqa: SIM118  safe_open is no dict
                 kind, name = key.split("/", 1)
                 parts[kind][name] = file.get_tensor(key)
-        options, done = argparse.Namespace(**json.loads(about["options"])), int(about["done"])
+        options = argparse.Namespace(**json.loads(about["options"]))
+        done, best = int(about["done"]), float(about["best"])
     except FileNotFoundError:
         raise InputError(f"{out} holds no unfinished run ({STATE}) to go on with") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{out / STATE} is damaged: {error}") from None
     options.out = str(out)  # it may have been moved
-    return options, parts["params"], (parts["m"], parts["v"]), done
+    return options, parts["params"], (parts["m"], parts["v"]), done, best
 
 
 def open_log(path: str | None, done: int):

@@ -115,6 +115,17 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, tmp_pa
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(280))
 
 
+def test_keep_best_keeps_the_best_epoch(task, tmp_path):
+    options = {"epochs": 4, "lr": 0.03, "head-lr": 0.03, "schedule": "constant", "seed": 3}
+    result = run("train", *arguments(task, tmp_path / "best", keep="best", **options))
+    assert result.returncode == 0, result.stderr
+    scores = [line.split()[4].rstrip(",") for line in result.stdout.splitlines() if "epoch" in line]
+    assert len(set(scores)) > 1, "nothing to choose from"
+    more = ["--data", task / "dev.tsv", "--json"]
+    got = json.loads(run("evaluate", "--model", tmp_path / "best", *more).stdout)["value"]
+    assert f"{got:.4f}" == max(scores)
+
+
 def test_label_names_and_half_precision(task, tmp_path):
     for name in ("train", "dev"):  # the same task with numbers for labels
         text = (task / f"{name}.tsv").read_text().replace("\tyes", "\t1").replace("\tno", "\t0")
