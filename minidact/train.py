@@ -286,7 +286,7 @@ class Run:
         return record | ({"tau": costs.tau} if "ponder" in terms else {})
 
     def report(self) -> tuple[str, float]:
-        """The dev score, with everything computed and with every mechanism in use, and the latter."""
+        """The dev score in full and with every mechanism in use: in words, and the latter."""
         trained = Model(self.config, self.params, self.tokenizer)
         values, layers = [], []
         for use in ((), None):
