@@ -124,7 +124,7 @@ def attention_forward(params, config: Config, layer: int, x, offsets, calc=ops, 
     drop, rate, heads = None, config.attention_probs_dropout_prob, config.num_attention_heads
     if rng is not None and rate > 0:
         drop = calc.dropout_mask(calc.attention_size(offsets, heads), rate, rng, x.dtype)
-    mixed, mix_cache = calc.attention_forward(q, k, v, offsets, heads, drop)
+    mixed, _, mix_cache = calc.attention_forward(q, k, v, offsets, heads, drop)
     out, out_cache = linear_forward(params, f"{at}.output.dense", mixed, calc)
     out, drop_cache = calc.dropout_forward(out, config.hidden_dropout_prob, rng)
     out, norm_cache = _norm_forward(params, f"{at}.output.LayerNorm", out + x, config, calc)

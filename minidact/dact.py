@@ -42,7 +42,7 @@ def shapes(name: str, size: int, trunk: int, classes: int, sees_confidence: bool
 # ---------------------------------------------------------------------------- one unit
 
 
-def unit_forward(s, params: dict, name: str):
+def unit_forward(s, params: dict, name: str, calc=ops):
     """s (B, C), summaries after layer n -> z (B, Y) logits, y (B, Y) = softmax(z), h (B,).
 
     If w_h is one longer than the trunk, h_n also sees how sure y_n is, as log(1 - max y_n). That is
@@ -50,16 +50,16 @@ def unit_forward(s, params: dict, name: str):
     """
     w_t, w_y, w_h = (params[f"{name}.{part}.weight"] for part in ("trunk", "classifier", "halting"))
     b_t, b_y, b_h = (params[f"{name}.{part}.bias"] for part in ("trunk", "classifier", "halting"))
-    t, trunk_cache = ops.linear_forward(s, w_t, b_t)  # (B, D)
-    t, relu_cache = ops.relu_forward(t)
-    z, classifier_cache = ops.linear_forward(t, w_y, b_y)  # (B, Y)
-    y, softmax_cache = ops.softmax_forward(z)
+    t, trunk_cache = calc.linear_forward(s, w_t, b_t)  # (B, D)
+    t, relu_cache = calc.relu_forward(t)
+    z, classifier_cache = calc.linear_forward(t, w_y, b_y)  # (B, Y)
+    y, softmax_cache = calc.softmax_forward(z)
     seen = t
     if w_h.shape[1] > t.shape[1]:
         rest = np.maximum(1 - y.max(1, keepdims=True), s.dtype.type(CONFIDENCE_FLOOR))
         seen = np.concatenate([t, np.log(rest)], 1)  # (B, D + 1)
-    g, halting_cache = ops.linear_forward(seen, w_h, b_h)  # (B, 1)
-    h, sigmoid_cache = ops.sigmoid_forward(g[:, 0])  # (B,)
+    g, halting_cache = calc.linear_forward(seen, w_h, b_h)  # (B, 1)
+    h, sigmoid_cache = calc.sigmoid_forward(g[:, 0])  # (B,)
     caches = (
         trunk_cache,
         relu_cache,
@@ -71,19 +71,19 @@ def unit_forward(s, params: dict, name: str):
     return z, y, h, (name, caches)
 
 
-def unit_backward(dz, dy, dh, cache, grads: dict):
+def unit_backward(dz, dy, dh, cache, grads: dict, calc=ops):
     """dz (B, Y): what reaches the logits beside dy. Returns ds (B, C); fills grads."""
     name, caches = cache
     trunk_cache, relu_cache, classifier_cache, softmax_cache, halting_cache, sigmoid_cache = caches
-    dg = ops.sigmoid_backward(dh, sigmoid_cache)[:, None]  # (B, 1)
-    dseen, dw, db = ops.linear_backward(dg, halting_cache)
+    dg = calc.sigmoid_backward(dh, sigmoid_cache)[:, None]  # (B, 1)
+    dseen, dw, db = calc.linear_backward(dg, halting_cache)
     grads[f"{name}.halting.weight"], grads[f"{name}.halting.bias"] = dw, db
-    dz = dz + ops.softmax_backward(dy, softmax_cache)
-    dt, dw, db = ops.linear_backward(dz, classifier_cache)
+    dz = dz + calc.softmax_backward(dy, softmax_cache)
+    dt, dw, db = calc.linear_backward(dz, classifier_cache)
     grads[f"{name}.classifier.weight"], grads[f"{name}.classifier.bias"] = dw, db
     dt += dseen[:, : dt.shape[1]]  # what h saw of the confidence has no gradient
-    dt = ops.relu_backward(dt, relu_cache)
-    ds, dw, db = ops.linear_backward(dt, trunk_cache)
+    dt = calc.relu_backward(dt, relu_cache)
+    ds, dw, db = calc.linear_backward(dt, trunk_cache)
     grads[f"{name}.trunk.weight"], grads[f"{name}.trunk.bias"] = dw, db
     return ds
 

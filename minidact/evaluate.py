@@ -54,6 +54,8 @@ def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=Non
     runs = {"": how, "_full": {**how, "use": ()}}
     seconds, answers = dict.fromkeys(runs, 0.0), {key: [] for key in runs}
     starts = range(0, len(labels), batch_size)
+    first = data.encode(model.tokenizer, examples.texts[:batch_size], None)
+    model.run(first, ())  # what only large batches need is compiled here, not on the clock
     for turn, start in enumerate(tqdm(starts, unit="batch", disable=not sys.stderr.isatty())):
         part = slice(start, start + batch_size)
         texts, pairs = examples.texts[part], examples.pairs and examples.pairs[part]

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 
-from . import kernels
 from .config import MECHANISMS
 from .errors import InputError, run_command
+from .jit import is_compiled
 from .predict import Model, Prediction
 
 
@@ -48,13 +48,11 @@ def load_model(options) -> tuple[Model, dict]:
     use = () if options.full else None
     if options.use is not None:
         use = [name for name in options.use.split(",") if name]
-    kernels.warm_up(
-        lambda: print(
-            "compiling kernels; this happens once and takes some seconds ...", file=sys.stderr
-        )
-    )
+    if not is_compiled("inference._layer"):
+        note = "compiling kernels; this happens once and takes some seconds ..."
+        print(note, file=sys.stderr, flush=True)
     how = {"use": model.check_use(use), "slack": options.slack, "bound": options.bound}
-    model("warm", **how)  # first touch of the weights, and a check of the options
+    model("warm", **how)  # compiles, touches the weights, and checks the options
     return model, how
 
 

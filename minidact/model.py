@@ -120,7 +120,7 @@ def _halting_loss(params, config, states, batch, labels, costs, calc):
     z, y, h, unit_caches = [], [], [], []
     for layer, x in enumerate(states[1:]):
         s, s_cache = bert.summary_forward(x, batch.offsets, config.summary, calc)
-        z_n, y_n, h_n, unit_cache = dact.unit_forward(s, params, _unit(layer))
+        z_n, y_n, h_n, unit_cache = dact.unit_forward(s, params, _unit(layer), calc)
         z.append(z_n)
         y.append(y_n)
         h.append(h_n)
@@ -146,7 +146,7 @@ def _halting_backward(cache, grads, calc):
     dh += dh_direct
     dstates = []
     for n, (s_cache, unit_cache) in enumerate(unit_caches):
-        ds = dact.unit_backward(dz[n], dy[n], dh[n], unit_cache, grads)
+        ds = dact.unit_backward(dz[n], dy[n], dh[n], unit_cache, grads, calc)
         dstates.append(bert.summary_backward(ds, s_cache, calc))
     return dstates
 
@@ -171,36 +171,39 @@ class Answers(NamedTuple):
 
 
 def hard_forward(
-    params, config: Config, batch: Batch, use=(), slack=0.0, bound="tight", calc=ops
+    params, config: Config, batch: Batch, use=(), slack=0.0, bound="tight", calc=ops, encoder=None
 ) -> Answers:
-    """Answers for a batch. use: the mechanisms switched on; slack, bound: see dact.halts."""
+    """Answers for a batch. use: the mechanisms switched on; slack, bound: see dact.halts.
+
+    encoder: the packed layers of inference.py; without it, bert.py's are run, with calc.
+    """
     count, layers = len(batch.offsets) - 1, config.num_hidden_layers
-    ran, tokens = np.zeros((count, layers), bool), np.zeros((count, layers), np.int64)
+    tokens = np.zeros((count, layers), np.int64)
     so_far = np.full((count, layers, config.num_labels), np.nan)
     doubts, margins = np.full((2, count, layers), np.nan)
-    macs = np.zeros(count, np.int64)
 
     x, _ = bert.embeddings_forward(params, config, batch, calc)  # (T, C)
     offsets, alive = batch.offsets, np.arange(count)  # alive (B',): who the rows left belong to
     a, p = np.zeros((count, config.num_labels), x.dtype), np.ones(count, x.dtype)
+    workspace, n = encoder and encoder.workspace(offsets), ragged.lengths(offsets)
     for layer in range(layers):
-        n = ragged.lengths(offsets)
-        x, _ = bert.layer_forward(params, config, layer, x, offsets, calc)
-        ran[alive, layer], tokens[alive, layer] = True, n
-        macs[alive] += layer_macs(config, n)
+        if encoder is None:
+            x, _ = bert.layer_forward(params, config, layer, x, offsets, calc)
+        else:
+            encoder.layer(layer, x, offsets, workspace)
+        tokens[alive, layer] = n
         if config.halting is None:
             continue
         s, _ = bert.summary_forward(x, offsets, config.summary, calc)  # (B', C)
-        _, y, h, _ = dact.unit_forward(s, params, _unit(layer))
+        _, y, h, _ = dact.unit_forward(s, params, _unit(layer), calc)
         a[alive], p[alive] = dact.accumulate_step(a[alive], p[alive], y, h)
-        macs[alive] += unit_macs(config)
         safe = dact.margin(a[alive], p[alive], layers - layer - 1, bound)
         so_far[alive, layer], doubts[alive, layer] = a[alive], p[alive]
         margins[alive, layer] = safe
         going = ~dact.halts(safe, slack)
         if "halting" in use and not going.all():
             rows, offsets = ragged.select(offsets, going)
-            x, alive = x[rows], alive[going]
+            x, alive, n = x[rows], alive[going], n[going]
             if not len(alive):
                 break
 
@@ -208,9 +211,8 @@ def hard_forward(
         s, _ = bert.summary_forward(x, offsets, config.summary, calc)
         logits, _ = bert.classifier_forward(params, config, s, calc)
         a = logits if config.problem_type == "regression" else calc.softmax_forward(logits)[0]
-        macs += classifier_macs(config)
-    full = full_macs(config, ragged.lengths(batch.offsets))
-    return Answers(a, ran, tokens, macs, full, so_far, doubts, margins)
+    spent, full = macs(config, tokens), full_macs(config, ragged.lengths(batch.offsets))
+    return Answers(a, tokens > 0, tokens, spent, full, so_far, doubts, margins)
 
 
 # ---------------------------------------------------------------------------- multiply-adds
@@ -234,9 +236,14 @@ def classifier_macs(config: Config) -> int:
     return config.hidden_size * (config.hidden_size + config.num_labels)
 
 
-def full_macs(config: Config, n):
-    """Of a sentence of n tokens with no mechanism in use."""
-    layers = config.num_hidden_layers
+def macs(config: Config, tokens):
+    """Of B sentences on which layer l worked on tokens[:, l] rows, 0 where it did not run: (B,)."""
+    layers = layer_macs(config, tokens).sum(1)
     if config.halting is None:
-        return layers * layer_macs(config, n) + classifier_macs(config)
-    return layers * (layer_macs(config, n) + unit_macs(config))
+        return layers + classifier_macs(config)
+    return layers + unit_macs(config) * (tokens > 0).sum(1)
+
+
+def full_macs(config: Config, n):
+    """Of sentences of n (B,) tokens with no mechanism in use: (B,)."""
+    return macs(config, np.repeat(n[:, None], config.num_hidden_layers, 1))

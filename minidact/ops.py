@@ -13,7 +13,6 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from scipy.special import erf, expit
 
 from . import ragged
 
@@ -36,16 +35,21 @@ def linear_backward(dout, cache):
 # ---------------------------------------------------------------------------- pointwise
 
 
+def _normal_cdf(x):
+    from scipy.special import erf  # here: it takes long to import, and kernels.py needs none of it
+
+    return x.dtype.type(0.5) * (1 + erf(x * x.dtype.type(math.sqrt(0.5))))
+
+
 def gelu_forward(x):
     """x Phi(x), Phi the normal distribution function: the exact GELU, not the tanh one."""
-    return x * x.dtype.type(0.5) * (1 + erf(x * x.dtype.type(math.sqrt(0.5)))), x
+    return x * _normal_cdf(x), x
 
 
 def gelu_backward(dout, cache):
     x = cache
     phi = np.exp(x * x * x.dtype.type(-0.5)) * x.dtype.type(1 / math.sqrt(2 * math.pi))
-    cdf = x.dtype.type(0.5) * (1 + erf(x * x.dtype.type(math.sqrt(0.5))))
-    return dout * (cdf + x * phi)  # (x Phi)' = Phi + x phi
+    return dout * (_normal_cdf(x) + x * phi)  # (x Phi)' = Phi + x phi
 
 
 def tanh_forward(x):
@@ -59,7 +63,8 @@ def tanh_backward(dout, cache):
 
 
 def sigmoid_forward(x):
-    out = expit(x)
+    half = x.dtype.type(0.5)
+    out = half + half * np.tanh(half * x)  # 1 / (1 + e^-x), but nothing can overflow
     return out, out
 
 
@@ -95,8 +100,11 @@ def dropout_backward(dout, cache):
 
 def dropout_mask(shape, rate, rng, dtype):
     """Random array of 0 and 1 / (1 - rate)."""
-    keep = rng.random(shape, dtype=np.float32) >= rate
-    return keep.astype(dtype) / dtype.type(1 - rate)
+    size = math.prod(shape) if isinstance(shape, tuple) else shape
+    # 32 raw random bits for each element: a third of the time that uniform numbers would take
+    bits = rng.bit_generator.random_raw(-(-size // 2)).view(np.uint32)[:size]
+    keep = bits >= np.uint32(rate * 2**32)
+    return (keep * dtype.type(1 / (1 - rate))).reshape(shape)
 
 
 # ---------------------------------------------------------------------------- rows
@@ -204,21 +212,24 @@ def first_rows_backward(dout, cache):
 def attention_forward(q, k, v, offsets, num_heads, drop=None):
     """Multi-head attention of every sentence within itself.
 
-    q, k, v (T, C); drop: a dropout mask for the attention weights, or None -> (T, C).
+    q, k, v (T, C); drop: a dropout mask for the attention weights, or None -> out (T, C) and
+    received (T,), the attention that each token got from the others, summed over heads and
+    queries, before dropout (no gradient goes through it).
     The weights of all sentences and heads lie in one flat array, sentence by sentence, head by
     head, (n, n) each: sum of H n^2 numbers, and drop has the same layout (`attention_size`).
     """
     scale = q.dtype.type(1 / math.sqrt(q.shape[1] // num_heads))
-    out = np.empty_like(q)
+    out, received = np.empty_like(q), np.empty(len(q), q.dtype)
     weights = np.empty(attention_size(offsets, num_heads), q.dtype)
     for rows, flat in _blocks(offsets, num_heads):
         qb, kb, vb = (_heads(m[rows], num_heads) for m in (q, k, v))  # (H, n, K)
         weight, _ = softmax_forward(qb @ kb.transpose(0, 2, 1) * scale)  # (H, n, n)
         weights[flat] = weight.ravel()
+        received[rows] = (weight.sum(1) - weight.diagonal(0, 1, 2)).sum(0)
         if drop is not None:
             weight = weight * drop[flat].reshape(weight.shape)
         out[rows] = _rows(weight @ vb)
-    return out, (q, k, v, weights, offsets, num_heads, drop)
+    return out, received, (q, k, v, weights, offsets, num_heads, drop)
 
 
 def attention_backward(dout, cache):
@@ -263,6 +274,11 @@ def _rows(x):
 
 
 # ---------------------------------------------------------------------------- update
+
+
+def sum_of_squares(x):
+    """Of all elements."""
+    return float(np.einsum("i,i", x.reshape(-1), x.reshape(-1)))
 
 
 def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, decay, scale):

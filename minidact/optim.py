@@ -1,5 +1,7 @@
 """AdamW, gradient clipping and the learning rate's schedule: functions on dicts of arrays."""
 
+import math
+
 import numpy as np
 
 
@@ -8,9 +10,9 @@ def zero_moments(params: dict) -> tuple[dict, dict]:
     return tuple({name: np.zeros_like(p) for name, p in params.items()} for _ in range(2))
 
 
-def gradient_norm(grads: dict) -> float:
+def gradient_norm(grads: dict, calc) -> float:
     """The Euclidean length of all gradients together."""
-    return float(np.sqrt(sum(float(np.vdot(g, g)) for g in grads.values())))
+    return math.sqrt(sum(calc.sum_of_squares(g) for g in grads.values()))
 
 
 def clip_scale(norm: float, most: float = 1.0) -> float:

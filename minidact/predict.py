@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from . import checkpoint, data
+from . import checkpoint, data, kernels
 from .config import Config
 from .errors import InputError
+from .inference import Encoder
 from .model import Answers, calculus, hard_forward
 
 
@@ -69,6 +70,7 @@ class Model:
         """params: as model.shapes(config) lists them. reference: NumPy only, no Numba."""
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self._calc = calculus(params, reference)
+        self._encoder = Encoder(params, config) if self._calc is kernels else None
 
     @staticmethod
     def from_pretrained(name: str | os.PathLike | None = None, reference=False) -> Model:
@@ -129,7 +131,8 @@ class Model:
     def run(self, sentences: Sequence[data.Encoded], use=None, slack=0.0, bound="tight") -> Answers:
         """The hard pass on encoded texts, as one batch, in arrays; options as in __call__."""
         batch, use = data.to_batch(sentences), self.check_use(use)
-        return hard_forward(self.params, self.config, batch, use, slack, bound, self._calc)
+        how = (use, slack, bound, self._calc, self._encoder)
+        return hard_forward(self.params, self.config, batch, *how)
 
     def _prediction(self, text, pair, sentence, answers: Answers, i: int, ms: float) -> Prediction:
         labels = self.config.id2label

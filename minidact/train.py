@@ -264,7 +264,7 @@ class Run:
             self.params, self.training_config, batch, self.labels[chosen], costs, self.calc, rng
         )
         grads = model.soft_backward(cache)
-        norm = optim.gradient_norm(grads)
+        norm = optim.gradient_norm(grads, self.calc)
         for what, value in (("loss", terms["loss"]), ("gradient's norm", norm)):
             if not np.isfinite(value):
                 raise InputError(

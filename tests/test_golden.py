@@ -62,7 +62,7 @@ def test_ten_steps_of_adamw(calc):
         terms, cache = model.soft_forward(params, config, BATCH, LABELS, COSTS, calc)
         losses.append(terms["loss"])
         grads = model.soft_backward(cache)
-        scale = optim.clip_scale(optim.gradient_norm(grads))
+        scale = optim.clip_scale(optim.gradient_norm(grads, calc))
         optim.adamw(params, grads, moments, step, dict.fromkeys(params, 3e-3), calc, scale=scale)
     np.testing.assert_allclose(losses, GOLDEN["adamw_losses"], rtol=0, atol=1e-4)
     assert losses[-1] < 0.7 * losses[0]

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from conftest import offsets_strategy, seeds
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidact import kernels, ops
+from minidact import gemm, kernels, ops
+from minidact.jit import HALVES
 
 sizes = st.integers(1, 40)
 
@@ -24,13 +25,14 @@ def assert_close(actual, reference, dout=0.0):
 
 def compare(name, args, rng):
     """Forward and backward of both modules: outputs, caches and gradients."""
-    out, cache = getattr(kernels, f"{name}_forward")(*args)
-    expected, expected_cache = getattr(ops, f"{name}_forward")(*args)
-    assert_close(np.asarray(out), np.asarray(expected), args[0])
+    *outs, cache = getattr(kernels, f"{name}_forward")(*args)
+    *expected, expected_cache = getattr(ops, f"{name}_forward")(*args)
+    for out, reference in zip(outs, expected, strict=True):
+        assert_close(np.asarray(out), np.asarray(reference), args[0])
     for mine, reference in zip(as_tuple(cache), as_tuple(expected_cache), strict=True):
         if getattr(mine, "dtype", None) == np.float32:
             assert_close(mine, reference)
-    dout = np.float32(1.5) if np.ndim(out) == 0 else draw(rng, *out.shape)
+    dout = np.float32(1.5) if np.ndim(outs[0]) == 0 else draw(rng, *outs[0].shape)
     grads = getattr(kernels, f"{name}_backward")(dout, cache)
     expected = getattr(ops, f"{name}_backward")(dout, expected_cache)
     for mine, reference in zip(as_tuple(grads), as_tuple(expected), strict=True):
@@ -64,12 +66,44 @@ def test_attention(seed, offsets, heads, size, dropped):
     compare("attention", (q, k, v, offsets, heads, drop), rng)
 
 
-@given(seeds, sizes, st.sampled_from([3, 64, 65, 128]), st.integers(1, 130))
-def test_linear(seed, rows, outputs, inputs):
+@pytest.fixture
+def nothing_is_small(monkeypatch):
+    monkeypatch.setattr(gemm, "SMALL", 0)  # else NumPy would do the small products
+
+
+@given(seeds, st.integers(1, 70), st.integers(1, 100), st.integers(1, 130))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_linear(nothing_is_small, seed, rows, outputs, inputs):
     rng = np.random.default_rng(seed)
     compare(
         "linear", (draw(rng, rows, inputs), draw(rng, outputs, inputs), draw(rng, outputs)), rng
     )
+
+
+@given(seeds, st.integers(1, 70), st.integers(1, 100), st.integers(1, 130))
+def test_packed_linear(seed, rows, outputs, inputs):
+    rng = np.random.default_rng(seed)
+    x, w, b = draw(rng, rows, inputs), draw(rng, outputs, inputs), draw(rng, outputs)
+    w = w.astype(np.float16).astype(np.float32)
+    count = -(-outputs // gemm.PANEL)
+    panels = np.empty((count, inputs, gemm.PANEL), np.float32)
+    gemm.pack(w, panels)
+    starts = np.zeros((count, gemm.PANEL), np.float32)
+    starts.reshape(-1)[:outputs] = b
+
+    def run(x, gelu=False, panels=panels):
+        out = np.empty((len(x), outputs), np.float32)
+        gemm.linear_packed(x, panels, starts, gelu, out)
+        return out
+
+    expected, _ = ops.linear_forward(x, w, b)
+    assert_close(run(x), expected, x)
+    assert_close(run(x, gelu=True), ops.gelu_forward(expected)[0], x)
+    # a row has the same bits in any company, and 16 bits are as good as 32
+    np.testing.assert_array_equal(np.concatenate([run(row[None]) for row in x]), run(x))
+    if HALVES:
+        half = panels.astype(np.float16).view(np.uint16)
+        np.testing.assert_array_equal(run(x, panels=half), run(x))
 
 
 @given(seeds, sizes, st.integers(2, 9))

@@ -1,0 +1,361 @@
+"""Matrix products, from the registers up: what a BERT spends nine tenths of its time on.
+
+    C = A B + start        A (rows, depth), B (depth, columns), C (rows, columns)
+
+**The limit.** A core multiplies and adds two vectors of WIDTH numbers in every cycle, if it has
+them in registers. It can load two vectors in that time, too, but a product of two numbers needs
+both of them: who loads what each multiplication needs runs at half speed, and from beyond the
+first cache at a tenth. So every number that is loaded must be used many times.
+
+**The tile.** The unit of work is a block of C of TILE rows and 2 * WIDTH columns, which stays in
+registers from the first step of the sum to the last. Each step k takes two vectors of row k of B
+and, for every row of the tile, one number of A, spread over a whole vector:
+
+                          B[k, 0:W]   B[k, W:2W]
+        A[0, k] spread       C00          C01         12 rows x 2 vectors = 24 registers for C,
+        A[1, k] spread       C10          C11         2 for B, 1 for the number of A: 27 of the
+          ...                ...          ...         32 that AVX-512 has. (6 rows where there
+        A[11, k] spread      C11,0        C11,1       are 16 registers.)
+
+24 multiplications for 14 loads: the multipliers are never idle. No product waits for the one
+before it either: the next that needs its result comes 24 later, and it takes only 4 cycles.
+
+**The panel.** Walking down two vectors' width of B as a checkpoint stores it would touch another
+page of memory with every step. So B is cut into panels, (depth, 2 * WIDTH) each and contiguous:
+the tile reads its panel from front to back. Inference packs every weight once; training packs
+each panel as it comes to it, which costs little when hundreds of rows then use it.
+
+**The prefetch.** With few rows (one short sentence) a panel is used once and comes from main
+memory. The tile asks for the line it will need AHEAD steps later, so that it is there in time.
+
+**Sixteen bits.** Weights that float16 holds exactly (those that ship are stored so) may be packed
+as float16: half the bytes to wait for, and the same results bit for bit, because the processor
+widens them exactly, in the register.
+
+A row's result does not depend on which rows share its tile: each number is summed in one fixed
+order. So a sentence gets the same bits in any batch.
+
+Python cannot say "keep this in a register", but Numba lets a function emit LLVM's instructions
+directly (`numba.extending.intrinsic`). That is `_tile`; all else here is ordinary Numba.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from . import ops, special
+from .jit import WIDTH, jit
+
+PANEL = 2 * WIDTH  # columns of a panel, and of a tile
+TILE = 12 if WIDTH == 16 else 6  # most rows of a tile
+AHEAD = 64  # steps
+SMALL = 1 << 18  # products of fewer multiplications are left to NumPy, which packs nothing
+
+F = np.float32
+
+
+# ---------------------------------------------------------------------------- the tile
+
+
+@intrinsic
+def _tile(
+    typing, rows, panel_type, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step
+):
+    """C (rows, PANEL) = start + A (rows, depth) panel (depth, PANEL), 1 <= rows <= TILE.
+
+    All int64. a, panel, start, c are addresses; a_row, a_step, c_row are distances in bytes: from
+    one row of A to the next, from one step of the sum to the next, from one row of C to the next.
+    panel_type: an array of the panel's dtype, float32, or uint16 for the bits of float16.
+    """
+    half = panel_type.dtype == types.uint16
+    signature = types.void(types.int64, panel_type, *[types.int64] * 10)
+
+    def codegen(context, builder, signature, arguments):
+        rows, _, *rest = arguments
+        done = builder.append_basic_block("done")
+        switch = builder.switch(rows, done)
+        for count in range(1, TILE + 1):  # one loop for every number of rows, chosen here
+            block = builder.append_basic_block(f"rows{count}")
+            switch.add_case(ir.Constant(ir.IntType(64), count), block)
+            builder.position_at_end(block)
+            _emit_tile(builder, count, half, *rest)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _emit_tile(
+    builder, rows, half, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step
+):
+    """LLVM's instructions for one tile of a fixed number of rows."""
+    i32, i64, byte = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+    number, vector = ir.FloatType(), ir.VectorType(ir.FloatType(), WIDTH)
+    stored = ir.VectorType(ir.HalfType(), WIDTH) if half else vector  # how the panel has it
+    size = WIDTH * (2 if half else 4)  # bytes of a vector of the panel
+    fma = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{WIDTH}f32"
+    )
+    prefetch = builder.module.declare_intrinsic(
+        "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+    )
+    spread = ir.Constant(ir.VectorType(i32, WIDTH), [0] * WIDTH)
+
+    def offset(address, count, step):
+        step = step if isinstance(step, ir.Value) else i64(step)
+        return builder.add(address, builder.mul(step, i64(count)))
+
+    def load(address, kind, align):
+        loaded = builder.load(builder.inttoptr(address, kind.as_pointer()))
+        loaded.align = align
+        return loaded
+
+    first = [load(offset(start, h, 4 * WIDTH), vector, 4) for h in (0, 1)]
+    before = builder.block
+    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+
+    k, a_k, b_k, far = (builder.phi(i64) for _ in range(4))
+    old = [[builder.phi(vector) for _ in (0, 1)] for _ in range(rows)]
+    b = [load(offset(b_k, h, size), stored, 2 if half else 4) for h in (0, 1)]
+    b = [builder.fpext(v, vector) for v in b] if half else b
+    for line in range(0, 2 * size, 64):
+        there = builder.inttoptr(offset(far, 1, line), byte)
+        builder.call(prefetch, [there, i32(0), i32(3), i32(1)])  # to read, keep in all caches
+    new = []
+    for r in range(rows):
+        one = load(offset(a_k, r, a_row), number, 4)
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), one, i32(0))
+        one = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), spread)
+        new.append([builder.call(fma, [one, b[h], old[r][h]]) for h in (0, 1)])
+    k_next, a_next = builder.add(k, i64(1)), builder.add(a_k, a_step)
+    b_next, far_next = builder.add(b_k, i64(2 * size)), builder.add(far, ahead_step)
+    builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, after)
+
+    counters = ((k, i64(0), k_next), (a_k, a, a_next), (b_k, panel, b_next), (far, ahead, far_next))
+    for phi, value, following in counters:
+        phi.add_incoming(value, before)
+        phi.add_incoming(following, loop)
+    builder.position_at_end(after)
+    for r in range(rows):
+        for h in (0, 1):
+            old[r][h].add_incoming(first[h], before)
+            old[r][h].add_incoming(new[r][h], loop)
+            at = offset(offset(c, r, c_row), h, 4 * WIDTH)
+            builder.store(new[r][h], builder.inttoptr(at, vector.as_pointer())).align = 4
+
+
+@jit()
+def _call_tile(rows, panels, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step):
+    """_tile, compiled once for all who use it."""
+    _tile(rows, panels, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step)
+
+
+# ---------------------------------------------------------------------------- panels
+
+
+@jit()
+def fill_rows(b, panel):
+    """panel[k, c] = b[c, k]: b (columns, depth), as checkpoints store weights. Rest: 0."""
+    columns, depth = b.shape
+    for k0 in range(0, depth, 16):  # 16 steps at a time: one line of memory from each row of b
+        for k in range(k0, min(k0 + 16, depth)):
+            for c in range(columns):
+                panel[k, c] = b[c, k]
+            for c in range(columns, PANEL):
+                panel[k, c] = 0
+
+
+@jit()
+def fill_columns(b, rows, first, columns, panel):
+    """panel[k, c] = b[rows[0] + k, first + c], for the rows (from, to) and c < columns. Rest: 0.
+
+    Not a slice of b: only of a whole array does the compiler know that its rows are contiguous.
+    """
+    for k in range(rows[1] - rows[0]):
+        b_k, panel_k = b[rows[0] + k, first : first + columns], panel[k]
+        if columns == PANEL:
+            for c in range(PANEL):  # a number of steps that the compiler knows: whole vectors
+                panel_k[c] = b_k[c]
+        else:
+            for c in range(PANEL):
+                panel_k[c] = b_k[c] if c < columns else F(0.0)
+
+
+@jit()
+def _at(array):
+    """The address of an array's first element (signed: mixed with distances it must stay whole)."""
+    return np.int64(array.ctypes.data)
+
+
+@jit()
+def multiply(a, panel, start, c):
+    """c (rows, columns <= PANEL) = start (PANEL,) + a (rows, depth) panel (depth, PANEL).
+
+    Give a and c as slices [:, i:j] even when they are whole: one type, compiled once.
+    """
+    rows, depth = a.shape
+    columns = c.shape[1]
+    spare = np.empty((TILE, PANEL), np.float32)  # for a panel that is not full
+    tiles = (rows + TILE - 1) // TILE
+    a_row, a_step, c_row = a.strides[0], a.strides[1], c.strides[0]
+    a_at, panel_at, start_at = _at(a), _at(panel), _at(start)
+    c_at, spare_at = _at(c), _at(spare)
+    step = panel.strides[0]  # bytes from one step of the panel to the next
+    for i in range(tiles):
+        lo, hi = rows * i // tiles, rows * (i + 1) // tiles  # tiles of nearly the same height
+        from_row = a_at + lo * a_row
+        to, to_row = (c_at + lo * c_row, c_row) if columns == PANEL else (spare_at, 4 * PANEL)
+        # one tile: fetch what it needs itself, AHEAD steps later; more: share the next panel
+        ahead = panel_at + step * (AHEAD if tiles == 1 else depth + depth * i // tiles)
+        _call_tile(
+            hi - lo, panel, from_row, a_row, a_step, panel_at, depth, start_at, to, to_row,
+            ahead, step // tiles,
+        )  # fmt: skip
+        if columns < PANEL:
+            for r in range(lo, hi):
+                for j in range(columns):
+                    c[r, j] = spare[r - lo, j]
+
+
+@jit()
+def panels_of_rows(b):
+    """Panels of b' for b (columns, depth): (ceil(columns / PANEL), depth, PANEL)."""
+    panels = np.empty(((len(b) + PANEL - 1) // PANEL, b.shape[1], PANEL), np.float32)
+    for i in range(len(panels)):
+        fill_rows(b[i * PANEL : (i + 1) * PANEL], panels[i])
+    return panels
+
+
+@jit()
+def panels_of_columns(b, rows, first, columns):
+    """Panels of b[rows[0] : rows[1], first : first + columns]: (.., depth, PANEL)."""
+    depth = rows[1] - rows[0]
+    panels = np.empty(((columns + PANEL - 1) // PANEL, depth, PANEL), np.float32)
+    for i in range(len(panels)):
+        here = min(PANEL, columns - i * PANEL)
+        fill_columns(b, rows, first + i * PANEL, here, panels[i])
+    return panels
+
+
+@jit()
+def multiply_panels(a, panels, c):
+    """c (rows, columns) = a (rows, depth) times the panels' matrix: a small product, one thread."""
+    start = np.zeros(PANEL, np.float32)
+    for i in range(len(panels)):
+        multiply(a, panels[i], start, c[:, i * PANEL : (i + 1) * PANEL])
+
+
+# ---------------------------------------------------------------------------- whole products
+
+
+@jit()
+def _parts(panels, rows):
+    """Into how many ranges of rows to cut the work on a panel, where there are few panels."""
+    return max(1, min(rows // (2 * TILE), 12 // panels))
+
+
+@jit(parallel=True)
+def _linear(x, w, b, out):
+    """out (T, O) = x (T, I) w' + b: w (O, I) is packed panel by panel, as it is needed."""
+    (rows, depth), outputs = x.shape, len(w)
+    panels = (outputs + PANEL - 1) // PANEL
+    parts = _parts(panels, rows)
+    for task in prange(panels * parts):
+        i, part = task // parts, task % parts
+        first, last = i * PANEL, min((i + 1) * PANEL, outputs)
+        lo, hi = rows * part // parts, rows * (part + 1) // parts
+        panel, start = np.empty((depth, PANEL), np.float32), np.zeros(PANEL, np.float32)
+        fill_rows(w[first:last], panel)
+        start[: last - first] = b[first:last]
+        multiply(x[lo:hi, :depth], panel, start, out[lo:hi, first:last])
+
+
+@jit(parallel=True)
+def _product(a, b, out):
+    """out (M, N) = a (M, K) b (K, N)."""
+    (rows, depth), columns = a.shape, b.shape[1]
+    panels = (columns + PANEL - 1) // PANEL
+    parts = _parts(panels, rows)
+    for task in prange(panels * parts):
+        i, part = task // parts, task % parts
+        first, last = i * PANEL, min((i + 1) * PANEL, columns)
+        lo, hi = rows * part // parts, rows * (part + 1) // parts
+        panel, start = np.empty((depth, PANEL), np.float32), np.zeros(PANEL, np.float32)
+        fill_columns(b, (0, depth), first, last - first, panel)
+        multiply(a[lo:hi, :depth], panel, start, out[lo:hi, first:last])
+
+
+@jit(parallel=True)
+def _product_of_columns(a, b, out):
+    """out (M, N) = a' b: a (K, M), b (K, N). a is cut into strips of TILE columns first.
+
+    Down a column of `a` every step is another line of memory; down a strip it is the next number.
+    """
+    (depth, rows), columns = a.shape, b.shape[1]
+    tiles, panels = (rows + TILE - 1) // TILE, (columns + PANEL - 1) // PANEL
+    strips = np.empty((tiles, depth, TILE), np.float32)
+    for t in prange(tiles):
+        lo, hi, strip = t * TILE, min((t + 1) * TILE, rows), strips[t]
+        for k in range(depth):
+            a_k, strip_k = a[k, lo:hi], strip[k]
+            for r in range(hi - lo):
+                strip_k[r] = a_k[r]
+    for i in prange(panels):
+        first, last = i * PANEL, min((i + 1) * PANEL, columns)
+        panel, start = np.empty((depth, PANEL), np.float32), np.zeros(PANEL, np.float32)
+        fill_columns(b, (0, depth), first, last - first, panel)
+        for t in range(tiles):
+            lo, hi = t * TILE, min((t + 1) * TILE, rows)
+            multiply(strips[t, :, : hi - lo].T, panel, start, out[lo:hi, first:last])
+
+
+@jit()
+def _gelu_block(x, rows, first):
+    """x's given rows, and PANEL columns from `first` on, become their GELU."""
+    for r in range(rows[0], rows[1]):
+        x_r = x[r, first : first + PANEL]
+        for c in range(min(PANEL, len(x_r))):
+            x_r[c] = special.gelu(x_r[c])
+
+
+@jit(parallel=True)
+def linear_packed(x, panels, starts, gelu, out):
+    """out (T, O) = x (T, I) w' + b, or its GELU; panels: as packed, starts (P, PANEL)."""
+    (rows, outputs), depth = out.shape, x.shape[1]
+    parts = _parts(len(panels), rows)
+    for task in prange(len(panels) * parts):
+        i, part = task // parts, task % parts
+        lo, hi = rows * part // parts, rows * (part + 1) // parts
+        first, last = i * PANEL, min((i + 1) * PANEL, outputs)
+        multiply(x[lo:hi, :depth], panels[i], starts[i], out[lo:hi, first:last])
+        if gelu:  # at once, while these numbers are in a near cache
+            _gelu_block(out, (lo, hi), first)
+
+
+def pack(w, panels):
+    """Fills panels (ceil(O / PANEL), I, PANEL) with w (O, I), and 0 beyond its end."""
+    for i in range(len(panels)):
+        fill_rows(w[i * PANEL : (i + 1) * PANEL], panels[i])
+
+
+def linear_forward(x, w, b):
+    if x.size * len(w) < SMALL:
+        return ops.linear_forward(x, w, b)
+    out = np.empty((len(x), len(w)), np.float32)
+    _linear(x, w, b, out)
+    return out, (x, w)
+
+
+def linear_backward(dout, cache):
+    x, w = cache
+    if x.size * len(w) < SMALL:
+        return ops.linear_backward(dout, cache)
+    dx, dw = np.empty_like(x), np.empty_like(w)
+    _product(dout, w, dx)
+    _product_of_columns(dout, x, dw)
+    return dx, dw, dout.sum(0)

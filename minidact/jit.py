@@ -1,0 +1,94 @@
+"""How the kernels are compiled: Numba's flags, the host's vectors, and where machine code is kept.
+
+Numba's own cache on disk looks at the age of one source file. Our kernels call each other across
+files, so machine code lies in a directory named after the content of all of them, the processor and
+the vector width: neither an edit nor another machine can meet code that was compiled for something
+else.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numba
+from llvmlite import binding
+
+COMPILED = ("jit", "special", "gemm", "kernels", "inference")  # files with kernels in them
+REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order; NaN, inf stay
+
+
+def _vector_width() -> int:
+    """How many float32 one vector register holds: 16 (AVX-512), 8 (AVX2) or 4.
+
+    MINIDACT_VECTOR_WIDTH forces another one, for tests.
+    """
+    forced = os.environ.get("MINIDACT_VECTOR_WIDTH")
+    if forced is not None:
+        if forced not in ("16", "8", "4"):
+            raise ValueError(f"MINIDACT_VECTOR_WIDTH is {forced!r}, not 16, 8 or 4")
+        return int(forced)
+    return 16 if _HOST.get("avx512f") else 8 if _HOST.get("avx2") and _HOST.get("fma") else 4
+
+
+_HOST = binding.get_host_cpu_features()
+WIDTH = _vector_width()
+# can the processor itself widen float16 to float32?
+HALVES = bool(_HOST.get("f16c")) or platform.machine().lower() in ("arm64", "aarch64")
+
+
+def _cache_directory() -> str | None:
+    """The first of these that can be written to; None: machine code is not kept."""
+    here = Path(__file__).parent
+    content = [(here / f"{name}.py").read_bytes() for name in COMPILED]
+    content.append(f"{numba.__version__} {binding.get_host_cpu_name()}".encode())
+    version = hashlib.sha256(b"".join(content)).hexdigest()[:12]
+    name = f"minidact-{sys.implementation.cache_tag}-{WIDTH}-"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    chosen = [numba.config.CACHE_DIR] if numba.config.CACHE_DIR else []
+    for parent in (*chosen, here / "__pycache__", home):
+        try:
+            directory = Path(parent) / (name + version)
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
+        except OSError:
+            continue
+        for old in directory.parent.glob(name + "*"):
+            if old != directory:
+                shutil.rmtree(old, ignore_errors=True)
+        return str(directory)
+    return None
+
+
+_DIRECTORY = _cache_directory()
+
+
+def is_compiled(name: str) -> bool:
+    """Is there machine code of this kernel from an earlier run? If not, it will take seconds."""
+    return _DIRECTORY is not None and any(Path(_DIRECTORY).glob(f"*/{name}-*.nbi"))
+
+
+def jit(parallel=False, fastmath=REORDER):
+    """numba.njit as every kernel wants it.
+
+    error_model "numpy": a division cannot raise, so that LLVM can vectorise the loop around it.
+    fastmath: sums may be reordered, nothing more. nogil: other Python threads go on meanwhile.
+    """
+
+    def decorate(function):
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _DIRECTORY or ""
+        try:
+            return numba.njit(
+                cache=_DIRECTORY is not None,
+                nogil=True,
+                error_model="numpy",
+                fastmath=set(fastmath),
+                parallel=parallel,
+            )(function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+    return decorate

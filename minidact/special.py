@@ -1,0 +1,68 @@
+"""exp and the normal distribution in float32, as polynomials that a loop can be vectorised over.
+
+The C library's exp and erf are calls, one number at a time: 3 and 7 ns each. Written out in
+multiplications and additions, LLVM computes a whole vector at once: 0.5 and 0.9 ns a number. Every
+constant is a float32: one Python float would promote the whole expression to float64.
+"""
+
+import numpy as np
+
+from .jit import jit
+
+F = np.float32
+
+
+@jit(fastmath={"contract"})
+def exp(x):
+    """e^x with a relative error of 2e-7: 2^n times a polynomial in the rest, |rest| < ln(2) / 2."""
+    clamped = min(max(x, F(-87.0)), F(88.0))
+    # adding 1.5 * 2^23 leaves no bits after the point, so it rounds to a whole number n, and n
+    # is what the lowest bits of the sum then hold (this must not be reordered: no "reassoc")
+    shifted = clamped * F(1.4426950408889634) + F(12582912.0)
+    n = shifted - F(12582912.0)
+    r = clamped - n * F(0.693359375) - n * F(-2.1219444e-4)  # ln 2 in two parts
+    y = F(1.3836742e-3)
+    y = y * r + F(8.3748987e-3)
+    y = y * r + F(4.1668232e-2)
+    y = y * r + F(1.6666420e-1)
+    y = y * r + F(0.49999991)
+    y = y * r + F(1.0)
+    y = y * r + F(1.0)
+    bits = np.float32(shifted).view(np.int32)
+    exponent = np.int32((bits + np.int32(127)) << np.int32(23))
+    y = y * np.int32(exponent).view(np.float32)
+    y = F(0.0) if x < F(-87.0) else y
+    y = F(np.inf) if x > F(88.0) else y
+    return y if x == x else x  # NaN stays NaN
+
+
+@jit()
+def normal(x):
+    """(Phi(x), phi(x)): the normal distribution function and density, relative error < 1e-6.
+
+    The upper tail is phi-shaped: 1 - Phi(u) = e^(-u^2/2) P(t), t = 1 / (1 + 0.35 u), u >= 0, with
+    P a polynomial of degree 7, fitted for this file to a relative error of 3e-7.
+    """
+    far = abs(x) > F(
+        12.6
+    )  # the tail is below 1e-36 there: 0, before numbers get subnormal and slow
+    u = F(12.6) if far else abs(x)
+    bell = exp(u * u * F(-0.5))
+    t = F(1.0) / (F(1.0) + F(0.35) * u)
+    y = F(4.894249513745308e-2)
+    y = y * t + F(-2.0211946964263916e-1)
+    y = y * t + F(2.4064113199710846e-1)
+    y = y * t + F(-1.702369749546051e-2)
+    y = y * t + F(1.5596161782741547e-1)
+    y = y * t + F(1.333550661802292e-1)
+    y = y * t + F(1.4027035236358643e-1)
+    y = y * t + F(-2.731577114900574e-5)
+    tail = F(0.0) if far else y * bell
+    return (tail if x < F(0.0) else F(1.0) - tail), bell * F(0.3989422804014327)
+
+
+@jit()
+def gelu(x):
+    """x Phi(x)."""
+    cdf, _ = normal(x)
+    return x * cdf if x > F(-15.0) else F(0.0) * cdf  # -inf * 0 would be NaN
