@@ -12,6 +12,8 @@ from . import ops
 from .config import Config
 from .ragged import Batch
 
+QKV = ("query", "key", "value")  # three maps of a layer's input, worked on as one
+
 # ---------------------------------------------------------------------------- what there is
 
 
@@ -118,29 +120,28 @@ def embeddings_backward(dx, cache, grads, calc=ops):
 def attention_forward(params, config: Config, layer: int, x, offsets, calc=ops, rng=None):
     """The first half of a layer: x (T, C) -> LayerNorm(x + attention(x))."""
     at = f"bert.encoder.layer.{layer}.attention"
-    q, q_cache = linear_forward(params, f"{at}.self.query", x, calc)  # (T, C)
-    k, k_cache = linear_forward(params, f"{at}.self.key", x, calc)
-    v, v_cache = linear_forward(params, f"{at}.self.value", x, calc)
+    w = np.concatenate([params[f"{at}.self.{name}.weight"] for name in QKV])  # (3C, C)
+    b = np.concatenate([params[f"{at}.self.{name}.bias"] for name in QKV])
+    qkv, qkv_cache = calc.linear_forward(x, w, b)  # (T, 3C)
     drop, rate, heads = None, config.attention_probs_dropout_prob, config.num_attention_heads
     if rng is not None and rate > 0:
         drop = calc.dropout_mask(calc.attention_size(offsets, heads), rate, rng, x.dtype)
-    mixed, _, mix_cache = calc.attention_forward(q, k, v, offsets, heads, drop)
+    mixed, _, mix_cache = calc.attention_forward(qkv, offsets, heads, drop)  # (T, C)
     out, out_cache = linear_forward(params, f"{at}.output.dense", mixed, calc)
     out, drop_cache = calc.dropout_forward(out, config.hidden_dropout_prob, rng)
     out, norm_cache = _norm_forward(params, f"{at}.output.LayerNorm", out + x, config, calc)
-    return out, (at, q_cache, k_cache, v_cache, mix_cache, out_cache, drop_cache, norm_cache)
+    return out, (at, qkv_cache, mix_cache, out_cache, drop_cache, norm_cache)
 
 
 def attention_backward(dout, cache, grads, calc=ops):
-    at, q_cache, k_cache, v_cache, mix_cache, out_cache, drop_cache, norm_cache = cache
+    at, qkv_cache, mix_cache, out_cache, drop_cache, norm_cache = cache
     dsum = _norm_backward(grads, f"{at}.output.LayerNorm", dout, norm_cache, calc)
     dmixed = calc.dropout_backward(dsum, drop_cache)
     dmixed = linear_backward(grads, f"{at}.output.dense", dmixed, out_cache, calc)
-    dq, dk, dv = calc.attention_backward(dmixed, mix_cache)
-    dx = dsum  # the residual: x goes into the sum as it is
-    dx += linear_backward(grads, f"{at}.self.query", dq, q_cache, calc)
-    dx += linear_backward(grads, f"{at}.self.key", dk, k_cache, calc)
-    dx += linear_backward(grads, f"{at}.self.value", dv, v_cache, calc)
+    dx, dw, db = calc.linear_backward(calc.attention_backward(dmixed, mix_cache), qkv_cache)
+    for name, dw_part, db_part in zip(QKV, np.split(dw, 3), np.split(db, 3), strict=True):
+        grads[f"{at}.self.{name}.weight"], grads[f"{at}.self.{name}.bias"] = dw_part, db_part
+    dx += dsum  # the residual: x goes into the sum as it is
     return dx
 
 

@@ -11,7 +11,7 @@ faster changes nothing that is computed, and a test holds the two against each o
 
 import numpy as np
 
-from . import kernels
+from . import bert, kernels
 from .config import Config
 from .gemm import PANEL, linear_packed, pack
 from .jit import HALVES, jit
@@ -61,7 +61,7 @@ class Encoder:
         return _layer(x, offsets, self.panels[n], self.vectors[n], heads, eps, workspace)
 
 
-QKV = [f"attention.self.{name}" for name in ("query", "key", "value")]
+QKV = [f"attention.self.{name}" for name in bert.QKV]
 
 
 def _matrices(params, at):
@@ -115,8 +115,7 @@ def _layer(x, offsets, panels, vectors, heads, eps, workspace):
     gelu, plain = c > 0, c < 0  # a literal True would be compiled apart from a literal False
     panels, vectors = _linear(x, panels, vectors, plain, qkv)
     none = vectors[:0]  # no dropout, no weights to keep
-    firsts = (0 * c, c, 2 * c)  # the columns of query, key and value
-    kernels.attend(qkv, qkv, qkv, firsts, offsets, heads, none, scale, mixed, received, none)
+    kernels.attend(qkv, offsets, heads, none, scale, mixed, received, none)
     panels, vectors = _linear(mixed, panels, vectors, plain, middle)
     kernels.add_layer_norm(middle, x, vectors[:c], vectors[c : 2 * c], eps)
     panels, vectors = _linear(middle, panels, vectors[2 * c :], gelu, wide)

@@ -26,7 +26,8 @@ from .jit import jit
 from .ops import (  # noqa: F401  what NumPy does as well
     attention_size,
     dropout_backward,
-    dropout_forward,
+    dropout_bits,
+    dropout_least,
     dropout_mask,
     embedding_backward,
     embedding_forward,
@@ -80,6 +81,25 @@ def gelu_backward(dout, cache):
     dx = np.empty_like(x)
     _gelu_backward(dout.reshape(-1), x.reshape(-1), dx.reshape(-1))
     return dx
+
+
+# ---------------------------------------------------------------------------- dropout
+
+
+@jit(parallel=True)
+def _dropout_forward(x, bits, least, scale, mask, out):
+    for i in prange(x.size):
+        mask[i] = scale if bits[i] >= least else F(0.0)
+        out[i] = x[i] * mask[i]
+
+
+def dropout_forward(x, rate, rng):
+    if rate == 0 or rng is None:
+        return x, None
+    mask, out, bits = np.empty_like(x), np.empty_like(x), dropout_bits(x.size, rng)
+    flat = (x.reshape(-1), bits, dropout_least(rate), F(1 / (1 - rate)))
+    _dropout_forward(*flat, mask.reshape(-1), out.reshape(-1))
+    return out, mask
 
 
 # ---------------------------------------------------------------------------- layer norm
@@ -219,13 +239,13 @@ def _block(offsets, sentence, head, num_heads):
 
 
 @jit()
-def _attend_head(q, k, v, rows, firsts, size, drop, scale, out, received, weights):
+def _attend_head(qkv, rows, column, size, drop, scale, out, received, weights):
     """One head of one sentence: its n (n, n) weights are kept if `weights` has room for them."""
-    lo, hi = rows
-    n, column = hi - lo, firsts[3]
-    queries = q[lo:hi, firsts[0] : firsts[0] + size]
-    keys = panels_of_rows(k[lo:hi, firsts[1] : firsts[1] + size])
-    values = panels_of_columns(v, rows, firsts[2], size)
+    (lo, hi), c = rows, out.shape[1]
+    n = hi - lo
+    queries = qkv[lo:hi, column : column + size]
+    keys = panels_of_rows(qkv[lo:hi, c + column : c + column + size])
+    values = panels_of_columns(qkv, rows, 2 * c + column, size)
     keep, lanes = len(weights) > 0, np.empty(16, np.float32)
     room = weights if keep else np.empty(QUERIES * n, np.float32)
     for t in range(n):
@@ -245,57 +265,59 @@ def _attend_head(q, k, v, rows, firsts, size, drop, scale, out, received, weight
 
 @jit()
 def _masked(weight, mask):
-    out, flat = np.empty_like(weight), weight.reshape(-1)
-    out_flat = out.reshape(-1)
-    for i in range(len(flat)):
-        out_flat[i] = flat[i] * mask[i]
+    out = np.empty_like(weight)
+    rows, columns = weight.shape
+    for i in range(rows):
+        for j in range(columns):
+            out[i, j] = weight[i, j] * mask[i * columns + j]
     return out
 
 
 @jit(parallel=True)
-def attend(q, k, v, firsts, offsets, num_heads, drop, scale, out, received, weights):
-    """attention_forward into given arrays; q, k, v may be columns of one, from `firsts` on.
+def attend(qkv, offsets, num_heads, drop, scale, out, received, weights):
+    """attention_forward into arrays that are given; received (H, T) is by head.
 
     drop, weights: as attention_size says, or of size 0: no dropout, and weights are not kept.
     """
     size = out.shape[1] // num_heads
     for task in prange((len(offsets) - 1) * num_heads):
         b, head = task // num_heads, task % num_heads
-        rows, column = (offsets[b], offsets[b + 1]), head * size
+        rows = (offsets[b], offsets[b + 1])
         start, stop = _block(offsets, b, head, num_heads)
-        columns = (firsts[0] + column, firsts[1] + column, firsts[2] + column, column)
-        _attend_head(
-            q, k, v, rows, columns, size, drop[start:stop], scale, out,
-            received[head, rows[0] : rows[1]], weights[start:stop],
-        )  # fmt: skip
+        mine, kept = received[head, rows[0] : rows[1]], weights[start:stop]
+        _attend_head(qkv, rows, head * size, size, drop[start:stop], scale, out, mine, kept)
 
 
 @jit()
-def _attend_head_backward(dout, q, k, v, weight, rows, column, size, drop, scale, dq, dk, dv):
-    (lo, hi), last = rows, column + size
+def _attend_head_backward(dout, qkv, weight, rows, column, size, drop, scale, dqkv):
+    (lo, hi), c, last = rows, dout.shape[1], column + size
     n = hi - lo
     kept, dscore = weight.reshape(n, n), np.empty((n, n), np.float32)
-    multiply_panels(dout[lo:hi, column:last], panels_of_rows(v[lo:hi, column:last]), dscore[:, :n])
+    values = panels_of_rows(qkv[lo:hi, 2 * c + column : 2 * c + last])
+    multiply_panels(dout[lo:hi, column:last], values, dscore[:, :n])
     if len(drop) > 0:
         kept, dscore = _masked(kept, drop), _masked(dscore, drop)
-    multiply_panels(kept.T, panels_of_columns(dout, rows, column, size), dv[lo:hi, column:last])
+    dout_panels = panels_of_columns(dout, rows, column, size)
+    multiply_panels(kept.T, dout_panels, dqkv[lo:hi, 2 * c + column : 2 * c + last])
     for i in range(n):
         _softmax_backward(dscore[i], weight[i * n : (i + 1) * n], scale)
-    multiply_panels(dscore, panels_of_columns(k, rows, column, size), dq[lo:hi, column:last])
-    multiply_panels(dscore.T, panels_of_columns(q, rows, column, size), dk[lo:hi, column:last])
+    keys = panels_of_columns(qkv, rows, c + column, size)
+    multiply_panels(dscore[:, :n], keys, dqkv[lo:hi, column:last])
+    queries = panels_of_columns(qkv, rows, column, size)
+    multiply_panels(dscore.T, queries, dqkv[lo:hi, c + column : c + last])
 
 
 @jit(parallel=True)
-def _attention_backward(dout, q, k, v, weights, offsets, num_heads, drop, scale, dq, dk, dv):
-    size = q.shape[1] // num_heads
+def _attention_backward(dout, qkv, weights, offsets, num_heads, drop, scale, dqkv):
+    size = dout.shape[1] // num_heads
     for task in prange((len(offsets) - 1) * num_heads):
         b, head = task // num_heads, task % num_heads
         rows = (offsets[b], offsets[b + 1])
         start, stop = _block(offsets, b, head, num_heads)
+        mask = drop[start:stop]
         _attend_head_backward(
-            dout, q, k, v, weights[start:stop], rows, head * size, size, drop[start:stop], scale,
-            dq, dk, dv,
-        )  # fmt: skip
+            dout, qkv, weights[start:stop], rows, head * size, size, mask, scale, dqkv
+        )
 
 
 def _options(size, num_heads, drop):
@@ -303,20 +325,20 @@ def _options(size, num_heads, drop):
     return (np.empty(0, np.float32) if drop is None else drop), scale
 
 
-def attention_forward(q, k, v, offsets, num_heads, drop=None):
-    out, received = np.empty_like(q), np.empty((num_heads, len(q)), np.float32)
-    weights = np.empty(attention_size(offsets, num_heads), np.float32)
-    rest = *_options(q.shape[1], num_heads, drop), out, received, weights
-    attend(q, k, v, (0, 0, 0), offsets, num_heads, *rest)
-    return out, received.sum(0), (q, k, v, weights, offsets, num_heads, drop)
+def attention_forward(qkv, offsets, num_heads, drop=None):
+    size = qkv.shape[1] // 3
+    out, received = np.empty((len(qkv), size), F), np.empty((num_heads, len(qkv)), F)
+    weights = np.empty(attention_size(offsets, num_heads), F)
+    attend(qkv, offsets, num_heads, *_options(size, num_heads, drop), out, received, weights)
+    return out, received.sum(0), (qkv, weights, offsets, num_heads, drop)
 
 
 def attention_backward(dout, cache):
-    q, k, v, weights, offsets, num_heads, drop = cache
-    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    rest = *_options(q.shape[1], num_heads, drop), dq, dk, dv
-    _attention_backward(dout, q, k, v, weights, offsets, num_heads, *rest)
-    return dq, dk, dv
+    qkv, weights, offsets, num_heads, drop = cache
+    dqkv = np.empty_like(qkv)
+    rest = *_options(dout.shape[1], num_heads, drop), dqkv
+    _attention_backward(dout, qkv, weights, offsets, num_heads, *rest)
+    return dqkv
 
 
 # ---------------------------------------------------------------------------- loss

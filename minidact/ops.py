@@ -101,10 +101,18 @@ def dropout_backward(dout, cache):
 def dropout_mask(shape, rate, rng, dtype):
     """Random array of 0 and 1 / (1 - rate)."""
     size = math.prod(shape) if isinstance(shape, tuple) else shape
-    # 32 raw random bits for each element: a third of the time that uniform numbers would take
-    bits = rng.bit_generator.random_raw(-(-size // 2)).view(np.uint32)[:size]
-    keep = bits >= np.uint32(rate * 2**32)
+    keep = dropout_bits(size, rng) >= dropout_least(rate)
     return (keep * dtype.type(1 / (1 - rate))).reshape(shape)
+
+
+def dropout_bits(size, rng):
+    """32 random bits for each element, raw: a third of the time that uniform numbers would take."""
+    return rng.bit_generator.random_raw(-(-size // 2)).view(np.uint32)[:size]
+
+
+def dropout_least(rate):
+    """An element is kept if its bits, as a number, are at least this."""
+    return np.uint32(rate * 2**32)
 
 
 # ---------------------------------------------------------------------------- rows
@@ -209,44 +217,46 @@ def first_rows_backward(dout, cache):
     return dx
 
 
-def attention_forward(q, k, v, offsets, num_heads, drop=None):
+def attention_forward(qkv, offsets, num_heads, drop=None):
     """Multi-head attention of every sentence within itself.
 
-    q, k, v (T, C); drop: a dropout mask for the attention weights, or None -> out (T, C) and
-    received (T,), the attention that each token got from the others, summed over heads and
-    queries, before dropout (no gradient goes through it).
+    qkv (T, 3C): queries, keys and values side by side; drop: a dropout mask for the attention
+    weights, or None -> out (T, C), and received (T,), the attention that each token got from the
+    others, summed over heads and queries, before dropout (no gradient goes through it).
     The weights of all sentences and heads lie in one flat array, sentence by sentence, head by
     head, (n, n) each: sum of H n^2 numbers, and drop has the same layout (`attention_size`).
     """
-    scale = q.dtype.type(1 / math.sqrt(q.shape[1] // num_heads))
-    out, received = np.empty_like(q), np.empty(len(q), q.dtype)
-    weights = np.empty(attention_size(offsets, num_heads), q.dtype)
+    size = qkv.shape[1] // 3
+    scale = qkv.dtype.type(1 / math.sqrt(size // num_heads))
+    out, received = np.empty((len(qkv), size), qkv.dtype), np.empty(len(qkv), qkv.dtype)
+    weights = np.empty(attention_size(offsets, num_heads), qkv.dtype)
     for rows, flat in _blocks(offsets, num_heads):
-        qb, kb, vb = (_heads(m[rows], num_heads) for m in (q, k, v))  # (H, n, K)
-        weight, _ = softmax_forward(qb @ kb.transpose(0, 2, 1) * scale)  # (H, n, n)
+        q, k, v = _heads(qkv[rows], 3 * num_heads).reshape(3, num_heads, -1, size // num_heads)
+        weight, _ = softmax_forward(q @ k.transpose(0, 2, 1) * scale)  # (H, n, n)
         weights[flat] = weight.ravel()
         received[rows] = (weight.sum(1) - weight.diagonal(0, 1, 2)).sum(0)
         if drop is not None:
             weight = weight * drop[flat].reshape(weight.shape)
-        out[rows] = _rows(weight @ vb)
-    return out, received, (q, k, v, weights, offsets, num_heads, drop)
+        out[rows] = _rows(weight @ v)
+    return out, received, (qkv, weights, offsets, num_heads, drop)
 
 
 def attention_backward(dout, cache):
-    q, k, v, weights, offsets, num_heads, drop = cache
-    scale = q.dtype.type(1 / math.sqrt(q.shape[1] // num_heads))
-    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    qkv, weights, offsets, num_heads, drop = cache
+    size = dout.shape[1]
+    scale = qkv.dtype.type(1 / math.sqrt(size // num_heads))
+    dqkv = np.empty_like(qkv)
     for rows, flat in _blocks(offsets, num_heads):
-        qb, kb, vb, db = (_heads(m[rows], num_heads) for m in (q, k, v, dout))  # (H, n, K)
-        n = qb.shape[1]
-        weight = weights[flat].reshape(num_heads, n, n)
+        q, k, v = _heads(qkv[rows], 3 * num_heads).reshape(3, num_heads, -1, size // num_heads)
+        dout_b = _heads(dout[rows], num_heads)  # (H, n, K)
+        weight = weights[flat].reshape(num_heads, len(dout[rows]), -1)
         mask = 1 if drop is None else drop[flat].reshape(weight.shape)
-        dv[rows] = _rows((weight * mask).transpose(0, 2, 1) @ db)  # out = (weight mask) v
-        dweight = (db @ vb.transpose(0, 2, 1)) * mask
+        dv = (weight * mask).transpose(0, 2, 1) @ dout_b  # out = (weight mask) v
+        dweight = (dout_b @ v.transpose(0, 2, 1)) * mask
         dscore = softmax_backward(dweight, weight) * scale  # weight = softmax(scale q k')
-        dq[rows] = _rows(dscore @ kb)
-        dk[rows] = _rows(dscore.transpose(0, 2, 1) @ qb)
-    return dq, dk, dv
+        dq, dk = dscore @ k, dscore.transpose(0, 2, 1) @ q
+        dqkv[rows] = _rows(np.concatenate([dq, dk, dv]))
+    return dqkv
 
 
 def attention_size(offsets, num_heads):

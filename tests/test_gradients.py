@@ -112,7 +112,7 @@ def test_rows(kind, seed, offsets, columns):
 @given(seeds, offsets_strategy(), st.integers(1, 3), sizes, st.booleans())
 def test_attention(seed, offsets, heads, head_size, dropped):
     rng = np.random.default_rng(seed)
-    args = {name: rng.standard_normal((offsets[-1], heads * head_size)) for name in "qkv"}
+    args = {"qkv": rng.standard_normal((offsets[-1], 3 * heads * head_size))}
     drop = None
     if dropped:
         drop = ops.dropout_mask(ops.attention_size(offsets, heads), 0.3, rng, np.dtype(np.float64))

@@ -45,8 +45,8 @@ def test_packed_layers_are_the_layers(seed, offsets, halves):
     for layer in range(encoder.config.num_hidden_layers):
         expected, (cache, _) = bert.layer_forward(params, encoder.config, layer, expected, offsets)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
-    q, k, v, *_ = next(c for c in cache if isinstance(c, tuple) and len(c) == 7)
-    _, reference, _ = ops.attention_forward(q, k, v, offsets, encoder.config.num_attention_heads)
+    _, _, (qkv, *_), *_ = cache
+    _, reference, _ = ops.attention_forward(qkv, offsets, encoder.config.num_attention_heads)
     np.testing.assert_allclose(received, reference, rtol=1e-4, atol=1e-4)
 
 

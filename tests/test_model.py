@@ -144,9 +144,9 @@ class Counting:
         self.macs += len(x) * w.size
         return ops.linear_forward(x, w, b)
 
-    def attention_forward(self, q, k, v, offsets, heads, drop=None):
-        self.macs += sum(2 * n * n * q.shape[1] for n in ragged.lengths(offsets))
-        return ops.attention_forward(q, k, v, offsets, heads, drop)
+    def attention_forward(self, qkv, offsets, heads, drop=None):
+        self.macs += sum(2 * n * n * qkv.shape[1] // 3 for n in ragged.lengths(offsets))
+        return ops.attention_forward(qkv, offsets, heads, drop)
 
 
 @given(seeds, offsets_strategy(6, 6), st.booleans(), st.floats(0, 1))
