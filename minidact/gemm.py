@@ -25,8 +25,11 @@ page of memory with every step. So B is cut into panels, (depth, 2 * WIDTH) each
 the tile reads its panel from front to back. Inference packs every weight once; training packs
 each panel as it comes to it, which costs little when hundreds of rows then use it.
 
-**The prefetch.** With few rows (one short sentence) a panel is used once and comes from main
-memory. The tile asks for the line it will need AHEAD steps later, so that it is there in time.
+**The prefetch.** With few rows (one short sentence) a panel is used once or twice, and comes from
+main memory, which takes a hundred times as long as a multiplication. So each step also asks for a
+line of memory that is needed later: AHEAD steps later, if one tile is all the rows there are; if
+there are more, each tile fetches its share of the next panel, and memory and multipliers are both
+at work all the time.
 
 **Sixteen bits.** Weights that float16 holds exactly (those that ship are stored so) may be packed
 as float16: half the bytes to wait for, and the same results bit for bit, because the processor

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 
+import numba
+
 from .config import MECHANISMS
 from .errors import InputError, run_command
 from .jit import is_compiled
@@ -53,6 +55,12 @@ def load_model(options) -> tuple[Model, dict]:
         print(note, file=sys.stderr, flush=True)
     how = {"use": model.check_use(use), "slack": options.slack, "bound": options.bound}
     model("warm", **how)  # compiles, touches the weights, and checks the options
+    if numba.threading_layer() == "workqueue":
+        print(
+            "note: Numba finds neither OpenMP nor TBB here, and wakes threads ten times slower "
+            "without them, which short texts feel; installing libgomp (or tbb) mends it",
+            file=sys.stderr,
+        )
     return model, how
 
 

@@ -1,5 +1,6 @@
 """The two passes: what the hard one computes, leaves out, counts, and promises."""
 
+import numba
 import numpy as np
 import pytest
 from conftest import TINY, offsets_strategy, seeds
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_gradients import random_batch, random_params, small_config
 
-from minidact import Model, bert, checkpoint, dact, kernels, model, ops, ragged
+from minidact import Model, bert, checkpoint, dact, gemm, kernels, model, ops, ragged
 from minidact.config import Halting
 from minidact.ragged import Batch
 
@@ -223,6 +224,28 @@ def test_reference_and_kernels_agree():
         strict=True,
     ):
         assert a.probs == pytest.approx(b.probs, abs=1e-5)
+
+
+def test_the_number_of_threads_changes_no_gradient(rng, monkeypatch):
+    monkeypatch.setattr(gemm, "SMALL", 0)  # else NumPy would do the products
+    config, params = halting_model(rng)
+    params = {name: p.astype(np.float32) for name, p in params.items()}
+    batch = random_batch(np.array([0, 1, 40, 90]), config, rng)
+
+    def gradients():
+        labels, costs = np.array([0, 1, 1]), model.Costs()
+        return model.soft_backward(
+            model.soft_forward(params, config, batch, labels, costs, kernels)[1]
+        )
+
+    before, several = numba.get_num_threads(), gradients()
+    try:
+        numba.set_num_threads(1)
+        one = gradients()
+    finally:
+        numba.set_num_threads(before)
+    for name, gradient in several.items():
+        np.testing.assert_array_equal(gradient, one[name], name)
 
 
 def test_calculus_by_dtype():
