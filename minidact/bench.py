@@ -77,9 +77,10 @@ def installed() -> list[str]:
 def bench(names, rounds, threads, layers, path=None) -> dict:
     """The object of `bench --json`."""
     examples = data.read_examples(path) if path else None
+    start = startup()  # first, while this process is small: a child's memory begins as its parent's
     shipped = Model.from_pretrained()
     sentences, phrases = token_ids(shipped, examples)
-    result = {"threads": threads, "layers": layers, "limits": limits(), "startup": startup()}
+    result = {"threads": threads, "layers": layers, "limits": limits(), "startup": start}
     result["threading_layer"] = numba.threading_layer()
     deep, shallow = (random_config(shipped.config, n) for n in (layers, min(layers, 6)))
     result["rows"] = answering(deep, shipped.tokenizer, names, threads, sentences, rounds)

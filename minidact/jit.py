@@ -17,6 +17,11 @@ from pathlib import Path
 import numba
 from llvmlite import binding
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 COMPILED = ("jit", "special", "gemm", "kernels", "inference")  # files with kernels in them
 REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order; NaN, inf stay
 
@@ -71,6 +76,22 @@ def is_compiled(name: str) -> bool:
     return _DIRECTORY is not None and any(Path(_DIRECTORY).glob(f"*/{name}-*.nbi"))
 
 
+def _one_at_a_time(save):
+    """Numba's way of saving machine code, but no two processes do it at the same time.
+
+    Each reads an index, adds a line and writes it back: two at once, one compiling for float32
+    weights and one for 16 bits, could each end up with the other's code under their name.
+    """
+
+    def locked(*arguments):
+        with open(os.path.join(_DIRECTORY, "lock"), "w") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            return save(*arguments)
+
+    return locked
+
+
 def jit(parallel=False, fastmath=REORDER):
     """numba.njit as every kernel wants it.
 
@@ -81,7 +102,7 @@ def jit(parallel=False, fastmath=REORDER):
     def decorate(function):
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _DIRECTORY or ""
         try:
-            return numba.njit(
+            kernel = numba.njit(
                 cache=_DIRECTORY is not None,
                 nogil=True,
                 error_model="numpy",
@@ -90,5 +111,8 @@ def jit(parallel=False, fastmath=REORDER):
             )(function)
         finally:
             numba.config.CACHE_DIR = before
+        if _DIRECTORY is not None:
+            kernel._cache.save_overload = _one_at_a_time(kernel._cache.save_overload)
+        return kernel
 
     return decorate

@@ -1,0 +1,45 @@
+"""Machine code on disk: processes that compile at the same time, and places that cannot be written."""
+
+import os
+import subprocess
+import sys
+
+from conftest import TINY, run
+
+ANSWER = """
+import sys
+from minidact import Model
+model = Model.from_pretrained(sys.argv[1])
+if sys.argv[2] == "float32":  # weights that 16 bits do not hold: other machine code
+    params = {name: p * p.dtype.type(1.0001) for name, p in model.params.items()}
+    model = Model(model.config, params, model.tokenizer)
+print(model("the good film").label, model._encoder.panels.dtype)
+"""
+
+
+def test_two_processes_may_compile_at_once(tmp_path):
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    answers = []
+    for _ in range(2):  # cold, then with what they left
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", ANSWER, str(TINY), dtype],
+                env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for dtype in ("float32", "float16")
+        ]  # fmt: skip
+        for process in processes:
+            out, err = process.communicate()
+            assert process.returncode == 0, err
+            answers.append(out)
+    assert answers[:2] == answers[2:]
+    assert answers[0].split()[1] == "float32"
+    assert list(tmp_path.rglob("*.nbi"))
+
+
+def test_without_a_place_for_machine_code_it_still_answers(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    env = {"NUMBA_CACHE_DIR": str(blocked), "XDG_CACHE_HOME": str(blocked)}
+    result = run("infer", "--model", TINY, "the good film", env=env)
+    assert result.returncode == 0, result.stderr
