@@ -257,7 +257,7 @@ def measure(workers, text, kind, batches, repeat, rounds) -> dict:
             answer = worker.ask(kind=kind, batches=batches, repeat=repeat)
             ms[worker.name].append(median(answer["ms"]))
             outs[worker.name] = answer["out"]
-            time.sleep(0.05)  # its threads stop spinning
+            time.sleep(0.3)  # until its threads have stopped spinning
     ours = ms.get("minidact", next(iter(ms.values())))
     return {
         "case": text,

@@ -1,4 +1,4 @@
-"""Machine code on disk: processes that compile at the same time, and places that cannot be written."""
+"""Machine code on disk: processes that compile at once, and places that cannot be written to."""
 
 import os
 import subprocess
