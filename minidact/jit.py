@@ -84,10 +84,13 @@ def _one_at_a_time(save):
     """
 
     def locked(*arguments):
-        with open(os.path.join(_DIRECTORY, "lock"), "w") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            return save(*arguments)
+        try:
+            with open(os.path.join(_DIRECTORY, "lock"), "w") as file:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                save(*arguments)
+        except OSError:  # the disk is full, or the directory gone: used now, compiled again later
+            pass
 
     return locked
 

@@ -37,6 +37,18 @@ def test_two_processes_may_compile_at_once(tmp_path):
     assert list(tmp_path.rglob("*.nbi"))
 
 
+def test_a_directory_that_disappears_is_no_harm(tmp_path):
+    lines = "import shutil; from minidact import jit; shutil.rmtree(jit._DIRECTORY)"
+    result = subprocess.run(
+        [sys.executable, "-c", f"{lines}\n{ANSWER}", str(TINY), "float16"],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("LABEL_")
+
+
 def test_without_a_place_for_machine_code_it_still_answers(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a directory")
