@@ -262,6 +262,14 @@ def _parts(panels, rows):
     return max(1, min(rows // (2 * TILE), 12 // panels))
 
 
+@jit()
+def _share(task, parts, rows, columns):
+    """What a task makes of the result: its rows lo : hi, in the columns first : last of a panel."""
+    i, part = task // parts, task % parts
+    lo, hi = rows * part // parts, rows * (part + 1) // parts
+    return lo, hi, i * PANEL, min((i + 1) * PANEL, columns)
+
+
 @jit(parallel=True)
 def _linear(x, w, b, out):
     """out (T, O) = x (T, I) w' + b: w (O, I) is packed panel by panel, as it is needed."""
@@ -269,9 +277,7 @@ def _linear(x, w, b, out):
     panels = (outputs + PANEL - 1) // PANEL
     parts = _parts(panels, rows)
     for task in prange(panels * parts):
-        i, part = task // parts, task % parts
-        first, last = i * PANEL, min((i + 1) * PANEL, outputs)
-        lo, hi = rows * part // parts, rows * (part + 1) // parts
+        lo, hi, first, last = _share(task, parts, rows, outputs)
         panel, start = np.empty((depth, PANEL), np.float32), np.zeros(PANEL, np.float32)
         fill_rows(w[first:last], panel)
         start[: last - first] = b[first:last]
@@ -285,9 +291,7 @@ def _product(a, b, out):
     panels = (columns + PANEL - 1) // PANEL
     parts = _parts(panels, rows)
     for task in prange(panels * parts):
-        i, part = task // parts, task % parts
-        first, last = i * PANEL, min((i + 1) * PANEL, columns)
-        lo, hi = rows * part // parts, rows * (part + 1) // parts
+        lo, hi, first, last = _share(task, parts, rows, columns)
         panel, start = np.empty((depth, PANEL), np.float32), np.zeros(PANEL, np.float32)
         fill_columns(b, (0, depth), first, last - first, panel)
         multiply(a[lo:hi, :depth], panel, start, out[lo:hi, first:last])
@@ -332,9 +336,8 @@ def linear_packed(x, panels, starts, gelu, out):
     (rows, outputs), depth = out.shape, x.shape[1]
     parts = _parts(len(panels), rows)
     for task in prange(len(panels) * parts):
-        i, part = task // parts, task % parts
-        lo, hi = rows * part // parts, rows * (part + 1) // parts
-        first, last = i * PANEL, min((i + 1) * PANEL, outputs)
+        lo, hi, first, last = _share(task, parts, rows, outputs)
+        i = first // PANEL
         multiply(x[lo:hi, :depth], panels[i], starts[i], out[lo:hi, first:last])
         if gelu:  # at once, while these numbers are in a near cache
             _gelu_block(out, (lo, hi), first)
