@@ -23,7 +23,8 @@ before it either: the next that needs its result comes 24 later, and it takes on
 **The panel.** Walking down two vectors' width of B as a checkpoint stores it would touch another
 page of memory with every step. So B is cut into panels, (depth, 2 * WIDTH) each and contiguous:
 the tile reads its panel from front to back. Inference packs every weight once; training packs
-each panel as it comes to it, which costs little when hundreds of rows then use it.
+each panel as it comes to it, which costs little when hundreds of rows then use it. A panel begins
+where a line of memory does, at a multiple of 64 bytes: else every load would need two lines.
 
 **The prefetch.** With few rows (one short sentence) a panel is used once or twice, and comes from
 main memory, which takes a hundred times as long as a multiplication. So each step also asks for a
@@ -54,6 +55,8 @@ from .jit import WIDTH, jit
 PANEL = 2 * WIDTH  # columns of a panel, and of a tile
 TILE = 12 if WIDTH == 16 else 6  # most rows of a tile
 AHEAD = 64  # steps
+LINE = 64  # bytes that memory gives at a time
+NEAR = 600_000  # bytes of A that stay in the second cache
 SMALL = 1 << 18  # products of fewer multiplications are left to NumPy, which packs nothing
 
 F = np.float32
@@ -126,7 +129,7 @@ def _emit_tile(
     old = [[builder.phi(vector) for _ in (0, 1)] for _ in range(rows)]
     b = [load(offset(b_k, h, size), stored, 2 if half else 4) for h in (0, 1)]
     b = [builder.fpext(v, vector) for v in b] if half else b
-    for line in range(0, 2 * size, 64):
+    for line in range(0, 2 * size, LINE):
         there = builder.inttoptr(offset(far, 1, line), byte)
         builder.call(prefetch, [there, i32(0), i32(3), i32(1)])  # to read, keep in all caches
     new = []
@@ -162,6 +165,28 @@ def _call_tile(rows, panels, a, a_row, a_step, panel, depth, start, c, c_row, ah
 
 
 @jit()
+def _at(array):
+    """The address of an array's first element (signed: mixed with distances it must stay whole)."""
+    return np.int64(array.ctypes.data)
+
+
+@jit()
+def aligned(size):
+    """Room for `size` float32, beginning where a line of memory does."""
+    line = LINE // 4
+    room = np.empty(size + line, np.float32)
+    first = (-_at(room) % LINE) // 4
+    return room[first : first + size]
+
+
+@jit()
+def _empty_panels(columns, depth):
+    """Room for the panels of a matrix: (ceil(columns / PANEL), depth, PANEL)."""
+    panels = (columns + PANEL - 1) // PANEL
+    return aligned(panels * depth * PANEL).reshape(panels, depth, PANEL)
+
+
+@jit()
 def fill_rows(b, panel):
     """panel[k, c] = b[c, k]: b (columns, depth), as checkpoints store weights. Rest: 0."""
     columns, depth = b.shape
@@ -187,12 +212,6 @@ def fill_columns(b, rows, first, columns, panel):
         else:
             for c in range(PANEL):
                 panel_k[c] = b_k[c] if c < columns else F(0.0)
-
-
-@jit()
-def _at(array):
-    """The address of an array's first element (signed: mixed with distances it must stay whole)."""
-    return np.int64(array.ctypes.data)
 
 
 @jit()
@@ -228,7 +247,7 @@ def multiply(a, panel, start, c):
 @jit()
 def panels_of_rows(b):
     """Panels of b' for b (columns, depth): (ceil(columns / PANEL), depth, PANEL)."""
-    panels = np.empty(((len(b) + PANEL - 1) // PANEL, b.shape[1], PANEL), np.float32)
+    panels = _empty_panels(len(b), b.shape[1])
     for i in range(len(panels)):
         fill_rows(b[i * PANEL : (i + 1) * PANEL], panels[i])
     return panels
@@ -238,7 +257,7 @@ def panels_of_rows(b):
 def panels_of_columns(b, rows, first, columns):
     """Panels of b[rows[0] : rows[1], first : first + columns]: (.., depth, PANEL)."""
     depth = rows[1] - rows[0]
-    panels = np.empty(((columns + PANEL - 1) // PANEL, depth, PANEL), np.float32)
+    panels = _empty_panels(columns, depth)
     for i in range(len(panels)):
         here = min(PANEL, columns - i * PANEL)
         fill_columns(b, rows, first + i * PANEL, here, panels[i])
@@ -257,67 +276,73 @@ def multiply_panels(a, panels, c):
 
 
 @jit()
-def _parts(panels, rows):
-    """Into how many ranges of rows to cut the work on a panel, where there are few panels."""
-    return max(1, min(rows // (2 * TILE), 12 // panels))
+def _blocks(panels, rows, depth):
+    """Into how many ranges of rows to cut a product, whose panels are all used for one, then next.
+
+    So few rows that they stay in a core's second cache until the last panel has met them; and
+    where there are few panels, enough blocks for all threads.
+    """
+    return max((rows * depth * 4 + NEAR - 1) // NEAR, min(rows // (2 * TILE), 12 // panels), 1)
 
 
 @jit()
-def _share(task, parts, rows, columns):
+def _share(task, panels, blocks, rows, columns):
     """What a task makes of the result: its rows lo : hi, in the columns first : last of a panel."""
-    i, part = task // parts, task % parts
-    lo, hi = rows * part // parts, rows * (part + 1) // parts
+    block, i = task // panels, task % panels
+    lo, hi = rows * block // blocks, rows * (block + 1) // blocks
     return lo, hi, i * PANEL, min((i + 1) * PANEL, columns)
 
 
 @jit(parallel=True)
-def _linear(x, w, b, out):
-    """out (T, O) = x (T, I) w' + b: w (O, I) is packed panel by panel, as it is needed."""
-    (rows, depth), outputs = x.shape, len(w)
-    panels = (outputs + PANEL - 1) // PANEL
-    parts = _parts(panels, rows)
-    for task in prange(panels * parts):
-        lo, hi, first, last = _share(task, parts, rows, outputs)
-        panel, start = np.empty((depth, PANEL), np.float32), np.zeros(PANEL, np.float32)
-        fill_rows(w[first:last], panel)
-        start[: last - first] = b[first:last]
-        multiply(x[lo:hi, :depth], panel, start, out[lo:hi, first:last])
+def _pack_rows(b):
+    """panels_of_rows by all threads."""
+    panels = _empty_panels(len(b), b.shape[1])
+    for i in prange(len(panels)):
+        fill_rows(b[i * PANEL : (i + 1) * PANEL], panels[i])
+    return panels
 
 
 @jit(parallel=True)
-def _product(a, b, out):
-    """out (M, N) = a (M, K) b (K, N)."""
-    (rows, depth), columns = a.shape, b.shape[1]
-    panels = (columns + PANEL - 1) // PANEL
-    parts = _parts(panels, rows)
-    for task in prange(panels * parts):
-        lo, hi, first, last = _share(task, parts, rows, columns)
-        panel, start = np.empty((depth, PANEL), np.float32), np.zeros(PANEL, np.float32)
-        fill_columns(b, (0, depth), first, last - first, panel)
-        multiply(a[lo:hi, :depth], panel, start, out[lo:hi, first:last])
+def _pack_columns(b):
+    """panels_of_columns by all threads, of the whole of b."""
+    depth, columns = b.shape
+    panels = _empty_panels(columns, depth)
+    for i in prange(len(panels)):
+        fill_columns(b, (0, depth), i * PANEL, min(PANEL, columns - i * PANEL), panels[i])
+    return panels
+
+
+@jit()
+def _cut_strip(a, lo, hi, strip, total):
+    """strip (K, TILE): the columns lo : hi of a (K, M); total (M,) gets each column's sum there."""
+    sums = np.zeros(TILE, np.float32)
+    for k in range(len(a)):
+        a_k, strip_k = a[k, lo:hi], strip[k]
+        for r in range(hi - lo):
+            strip_k[r] = a_k[r]
+            sums[r] += a_k[r]
+    total[lo:hi] = sums[: hi - lo]
 
 
 @jit(parallel=True)
-def _product_of_columns(a, b, out):
-    """out (M, N) = a' b: a (K, M), b (K, N). a is cut into strips of TILE columns first.
+def _product_of_columns(a, b, out, total):
+    """out (M, N) = a' b, total (M,) = a's sum over k: a (K, M), b (K, N).
 
-    Down a column of `a` every step is another line of memory; down a strip it is the next number.
+    `a` is cut into strips of TILE columns first: down a column of `a` every step is another line
+    of memory; down a strip it is the next number. The sum costs nothing on this way.
     """
     (depth, rows), columns = a.shape, b.shape[1]
-    tiles, panels = (rows + TILE - 1) // TILE, (columns + PANEL - 1) // PANEL
-    strips = np.empty((tiles, depth, TILE), np.float32)
+    tiles = (rows + TILE - 1) // TILE
+    strips = aligned(tiles * depth * TILE).reshape(tiles, depth, TILE)
     for t in prange(tiles):
-        lo, hi, strip = t * TILE, min((t + 1) * TILE, rows), strips[t]
-        for k in range(depth):
-            a_k, strip_k = a[k, lo:hi], strip[k]
-            for r in range(hi - lo):
-                strip_k[r] = a_k[r]
-    for i in prange(panels):
-        first, last = i * PANEL, min((i + 1) * PANEL, columns)
-        panel, start = np.empty((depth, PANEL), np.float32), np.zeros(PANEL, np.float32)
-        fill_columns(b, (0, depth), first, last - first, panel)
-        for t in range(tiles):
+        _cut_strip(a, t * TILE, min((t + 1) * TILE, rows), strips[t], total)
+    panels, start = _pack_columns(b), np.zeros(PANEL, np.float32)
+    blocks = _blocks(len(panels), tiles * TILE, depth)
+    for task in prange(len(panels) * blocks):
+        from_tile, to_tile, first, last = _share(task, len(panels), blocks, tiles, columns)
+        for t in range(from_tile, to_tile):
             lo, hi = t * TILE, min((t + 1) * TILE, rows)
+            panel = panels[first // PANEL]
             multiply(strips[t, :, : hi - lo].T, panel, start, out[lo:hi, first:last])
 
 
@@ -334,13 +359,34 @@ def _gelu_block(x, rows, first):
 def linear_packed(x, panels, starts, gelu, out):
     """out (T, O) = x (T, I) w' + b, or its GELU; panels: as packed, starts (P, PANEL)."""
     (rows, outputs), depth = out.shape, x.shape[1]
-    parts = _parts(len(panels), rows)
-    for task in prange(len(panels) * parts):
-        lo, hi, first, last = _share(task, parts, rows, outputs)
+    blocks = _blocks(len(panels), rows, depth)
+    for task in prange(len(panels) * blocks):
+        lo, hi, first, last = _share(task, len(panels), blocks, rows, outputs)
         i = first // PANEL
         multiply(x[lo:hi, :depth], panels[i], starts[i], out[lo:hi, first:last])
         if gelu:  # at once, while these numbers are in a near cache
             _gelu_block(out, (lo, hi), first)
+
+
+@jit()
+def _starts(b):
+    """A bias (O,) as the panels' products start with it: (P, PANEL)."""
+    starts = np.zeros((len(b) + PANEL - 1) // PANEL * PANEL, np.float32)
+    starts[: len(b)] = b
+    return starts.reshape(-1, PANEL)
+
+
+@jit()
+def _linear(x, w, b, out):
+    """out (T, O) = x (T, I) w' + b for a weight w (O, I) that is not packed yet."""
+    linear_packed(x, _pack_rows(w), _starts(b), len(x) < 0, out)
+
+
+@jit()
+def _product(a, b, out):
+    """out (M, N) = a (M, K) b (K, N)."""
+    none = np.zeros(b.shape[1], np.float32)
+    linear_packed(a, _pack_columns(b), _starts(none), len(a) < 0, out)
 
 
 def pack(w, panels):
@@ -361,7 +407,7 @@ def linear_backward(dout, cache):
     x, w = cache
     if x.size * len(w) < SMALL:
         return ops.linear_backward(dout, cache)
-    dx, dw = np.empty_like(x), np.empty_like(w)
+    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty(len(w), np.float32)
     _product(dout, w, dx)
-    _product_of_columns(dout, x, dw)
-    return dx, dw, dout.sum(0)
+    _product_of_columns(dout, x, dw, db)
+    return dx, dw, db

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import bert, kernels
 from .config import Config
-from .gemm import PANEL, linear_packed, pack
+from .gemm import PANEL, aligned, linear_packed, pack
 from .jit import HALVES, jit
 
 
@@ -35,7 +35,9 @@ class Encoder:
             matrices = [[h.view(np.uint16) for h in layer] for layer in halves]
         sizes = [_panels(o) * i * PANEL for o, i in ((3 * c, c), (c, c), (f, c), (c, f))]
         # every panel of a layer, and every vector, in the order in which _layer needs them
-        self.panels = np.empty((len(layers), sum(sizes)), np.uint16 if half else np.float32)
+        kind = np.dtype(np.uint16 if half else np.float32)
+        room = aligned(len(layers) * sum(sizes) * kind.itemsize // 4)
+        self.panels = room.view(kind).reshape(len(layers), sum(sizes))
         for layer, ws in zip(self.panels, matrices, strict=True):
             for w, at, size in zip(ws, np.cumsum([0, *sizes]), sizes, strict=False):
                 pack(w, layer[at : at + size].reshape(-1, w.shape[1], PANEL))
@@ -50,7 +52,7 @@ class Encoder:
         )
         rows = offsets[-1]
         sizes = ((rows, 3 * c), (rows, c), (rows, c), (rows, f), (heads, rows))
-        return tuple(np.empty(size, np.float32) for size in sizes)
+        return tuple(aligned(m * n).reshape(m, n) for m, n in sizes)
 
     def layer(self, n: int, x, offsets, workspace):
         """Layer n on a ragged batch: x (T, C) float32 is replaced by the layer's output.

@@ -22,7 +22,14 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-COMPILED = ("jit", "special", "gemm", "kernels", "inference")  # files with kernels in them
+COMPILED = (
+    "jit",
+    "special",
+    "gemm",
+    "attention",
+    "kernels",
+    "inference",
+)  # files with kernels in them
 REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order; NaN, inf stay
 
 
@@ -41,6 +48,10 @@ def _vector_width() -> int:
 
 _HOST = binding.get_host_cpu_features()
 WIDTH = _vector_width()
+if WIDTH == 16 and not numba.config.CPU_FEATURES:
+    # where LLVM chooses the vectors, it prefers 256 bits on processors that had to slow down for
+    # 512; the products use 512 anyway, and the loops around them gain up to a fifth
+    numba.config.CPU_FEATURES = _HOST.flatten() + ",-prefer-256-bit"
 # can the processor itself widen float16 to float32?
 HALVES = bool(_HOST.get("f16c")) or platform.machine().lower() in ("arm64", "aarch64")
 

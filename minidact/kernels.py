@@ -6,7 +6,7 @@ function takes the calculus as an argument. Four habits make LLVM vectorise thes
 - no call into the C library: exp and the normal distribution are polynomials in special.py;
 - error_model="numpy", so that a division cannot raise and needs no branch;
 - work on a row is a function of its own: inside a prange the leave to reorder sums is lost.
-Matrix products, attention's too, are tiles of gemm.py.
+Matrix products are in gemm.py, attention in attention.py.
 """
 
 import math
@@ -14,14 +14,9 @@ import math
 import numpy as np
 from numba import prange
 
-from . import special
-from .gemm import (  # noqa: F401
-    linear_backward,
-    linear_forward,
-    multiply_panels,
-    panels_of_columns,
-    panels_of_rows,
-)
+from . import ragged, special
+from .attention import attend, attention_backward, attention_forward  # noqa: F401
+from .gemm import linear_backward, linear_forward  # noqa: F401
 from .jit import jit
 from .ops import (  # noqa: F401  what NumPy does as well
     attention_size,
@@ -34,7 +29,6 @@ from .ops import (  # noqa: F401  what NumPy does as well
     first_rows_backward,
     first_rows_forward,
     mean_rows_backward,
-    mean_rows_forward,
     relu_backward,
     relu_forward,
     sigmoid_backward,
@@ -47,7 +41,6 @@ from .ops import (  # noqa: F401  what NumPy does as well
 from .special import exp, normal
 
 WORTH_THREADS = 1 << 14  # numbers; waking the threads costs as much as working through these
-QUERIES = 48  # rows of attention worked on together: a few tiles
 CHUNKS = 16  # fixed, so that a sum over rows does not depend on the number of threads
 
 F = np.float32
@@ -194,151 +187,26 @@ def layer_norm_backward(dout, cache):
     return dx, dgammas.sum(0), dbetas.sum(0)
 
 
-# ---------------------------------------------------------------------------- attention
+# ---------------------------------------------------------------------------- summary
 
 
 @jit()
-def _softmax(x, scale, total, lanes):
-    """x = softmax(scale x), one row of it; and added to total. lanes (16,): room to work in."""
-    lanes[:] = F(-np.inf)  # 16 maxima at once, because one alone is not a vector loop
-    for j in range(0, len(x) - 15, 16):
-        for lane in range(16):
-            lanes[lane] = max(lanes[lane], x[j + lane])
-    for j in range(len(x) // 16 * 16, len(x)):
-        lanes[0] = max(lanes[0], x[j])
-    top, whole = lanes[0], F(0.0)
-    for lane in range(1, 16):
-        top = max(top, lanes[lane])
-    for j in range(len(x)):
-        x[j] = exp((x[j] - top) * scale)
-        whole += x[j]
-    share = F(1.0) / whole
-    for j in range(len(x)):
-        x[j] *= share
-        total[j] += x[j]
+def _mean_rows(x, offsets, out):
+    for b in range(len(out)):
+        out_b, lo, hi = out[b], offsets[b], offsets[b + 1]
+        out_b[:] = F(0.0)
+        for t in range(lo, hi):
+            row = x[t]
+            for c in range(len(row)):
+                out_b[c] += row[c]
+        for c in range(len(out_b)):
+            out_b[c] /= F(hi - lo)
 
 
-@jit()
-def _softmax_backward(dx, x, scale):
-    """dx, one row of it, becomes the gradient of what _softmax was given."""
-    inner = F(0.0)
-    for j in range(len(x)):
-        inner += dx[j] * x[j]
-    for j in range(len(x)):
-        dx[j] = x[j] * (dx[j] - inner) * scale
-
-
-@jit()
-def _block(offsets, sentence, head, num_heads):
-    """Where one sentence's and head's (n, n) lies in the flat array of attention weights."""
-    before = 0
-    for b in range(sentence):
-        before += num_heads * (offsets[b + 1] - offsets[b]) ** 2
-    square = (offsets[sentence + 1] - offsets[sentence]) ** 2
-    return before + head * square, before + (head + 1) * square
-
-
-@jit()
-def _attend_head(qkv, rows, column, size, drop, scale, out, received, weights):
-    """One head of one sentence: its n (n, n) weights are kept if `weights` has room for them."""
-    (lo, hi), c = rows, out.shape[1]
-    n = hi - lo
-    queries = qkv[lo:hi, column : column + size]
-    keys = panels_of_rows(qkv[lo:hi, c + column : c + column + size])
-    values = panels_of_columns(qkv, rows, 2 * c + column, size)
-    keep, lanes = len(weights) > 0, np.empty(16, np.float32)
-    room = weights if keep else np.empty(QUERIES * n, np.float32)
-    for t in range(n):
-        received[t] = F(0.0)
-    for i in range(0, n, QUERIES):  # some queries at a time: what they need stays near
-        j = min(i + QUERIES, n)
-        here = i * n if keep else 0
-        weight = room[here : here + (j - i) * n].reshape(j - i, n)
-        multiply_panels(queries[i:j], keys, weight[:, :n])
-        for t in range(i, j):
-            _softmax(weight[t - i], scale, received, lanes)
-            received[t] -= weight[t - i, t]
-        if len(drop) > 0:
-            weight = _masked(weight, drop[i * n : j * n])
-        multiply_panels(weight[:, :n], values, out[lo + i : lo + j, column : column + size])
-
-
-@jit()
-def _masked(weight, mask):
-    out = np.empty_like(weight)
-    rows, columns = weight.shape
-    for i in range(rows):
-        for j in range(columns):
-            out[i, j] = weight[i, j] * mask[i * columns + j]
-    return out
-
-
-@jit(parallel=True)
-def attend(qkv, offsets, num_heads, drop, scale, out, received, weights):
-    """attention_forward into arrays that are given; received (H, T) is by head.
-
-    drop, weights: as attention_size says, or of size 0: no dropout, and weights are not kept.
-    """
-    size = out.shape[1] // num_heads
-    for task in prange((len(offsets) - 1) * num_heads):
-        b, head = task // num_heads, task % num_heads
-        rows = (offsets[b], offsets[b + 1])
-        start, stop = _block(offsets, b, head, num_heads)
-        mine, kept = received[head, rows[0] : rows[1]], weights[start:stop]
-        _attend_head(qkv, rows, head * size, size, drop[start:stop], scale, out, mine, kept)
-
-
-@jit()
-def _attend_head_backward(dout, qkv, weight, rows, column, size, drop, scale, dqkv):
-    (lo, hi), c, last = rows, dout.shape[1], column + size
-    n = hi - lo
-    kept, dscore = weight.reshape(n, n), np.empty((n, n), np.float32)
-    values = panels_of_rows(qkv[lo:hi, 2 * c + column : 2 * c + last])
-    multiply_panels(dout[lo:hi, column:last], values, dscore[:, :n])
-    if len(drop) > 0:
-        kept, dscore = _masked(kept, drop), _masked(dscore, drop)
-    dout_panels = panels_of_columns(dout, rows, column, size)
-    multiply_panels(kept.T, dout_panels, dqkv[lo:hi, 2 * c + column : 2 * c + last])
-    for i in range(n):
-        _softmax_backward(dscore[i], weight[i * n : (i + 1) * n], scale)
-    keys = panels_of_columns(qkv, rows, c + column, size)
-    multiply_panels(dscore[:, :n], keys, dqkv[lo:hi, column:last])
-    queries = panels_of_columns(qkv, rows, column, size)
-    multiply_panels(dscore.T, queries, dqkv[lo:hi, c + column : c + last])
-
-
-@jit(parallel=True)
-def _attention_backward(dout, qkv, weights, offsets, num_heads, drop, scale, dqkv):
-    size = dout.shape[1] // num_heads
-    for task in prange((len(offsets) - 1) * num_heads):
-        b, head = task // num_heads, task % num_heads
-        rows = (offsets[b], offsets[b + 1])
-        start, stop = _block(offsets, b, head, num_heads)
-        mask = drop[start:stop]
-        _attend_head_backward(
-            dout, qkv, weights[start:stop], rows, head * size, size, mask, scale, dqkv
-        )
-
-
-def _options(size, num_heads, drop):
-    scale = F(1 / math.sqrt(size // num_heads))
-    return (np.empty(0, np.float32) if drop is None else drop), scale
-
-
-def attention_forward(qkv, offsets, num_heads, drop=None):
-    size = qkv.shape[1] // 3
-    out, received = np.empty((len(qkv), size), F), np.empty((num_heads, len(qkv)), F)
-    weights = np.empty(attention_size(offsets, num_heads), F)
-    attend(qkv, offsets, num_heads, *_options(size, num_heads, drop), out, received, weights)
-    return out, received.sum(0), (qkv, weights, offsets, num_heads, drop)
-
-
-def attention_backward(dout, cache):
-    qkv, weights, offsets, num_heads, drop = cache
-    dqkv = np.empty_like(qkv)
-    rest = *_options(dout.shape[1], num_heads, drop), dqkv
-    _attention_backward(dout, qkv, weights, offsets, num_heads, *rest)
-    return dqkv
+def mean_rows_forward(x, offsets):
+    out = np.empty((len(offsets) - 1, x.shape[1]), np.float32)
+    _mean_rows(x, offsets, out)
+    return out, (ragged.lengths(offsets)[:, None].astype(F), offsets)
 
 
 # ---------------------------------------------------------------------------- loss

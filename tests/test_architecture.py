@@ -17,6 +17,7 @@ ROOMS = [
     {"ops", "jit"},
     {"special"},
     {"gemm"},
+    {"attention"},
     {"kernels"},
     {"bert"},
     {"inference"},
