@@ -67,6 +67,56 @@ def _softmax_backward(dweight, weight, scale):
 
 
 @jit()
+def _gate(weight, queries, gates, i, received):
+    """P = g softmax / (its sum over the keys), for each of the columns i : i + queries.
+
+    Leaves e = P / g in weight; received (keys,): by the queries that are there.
+    """
+    n, width = weight.shape
+    share = np.zeros(width, np.float32)
+    for k in range(n):
+        row, g = weight[k], gates[k]
+        for q in range(width):
+            share[q] += row[q] * g
+    for q in range(width):
+        share[q] = F(1.0) / share[q] if q < queries else F(0.0)
+    for k in range(n):
+        row, total = weight[k], F(0.0)
+        for q in range(width):
+            row[q] *= share[q]
+        for q in range(queries):
+            total += row[q] * gates[i + q]
+        received[k] += total * gates[k]
+    for q in range(queries):
+        received[i + q] -= weight[i + q, q] * gates[i + q] * gates[i + q]
+
+
+@jit()
+def _times_gates(weight, gates):
+    """weight (keys, width) times gates (keys,), in place; gates of size 0: left alone."""
+    for k in range(len(gates)):
+        row, g = weight[k], gates[k]
+        for q in range(len(row)):
+            row[q] *= g
+
+
+@jit()
+def _gates_backward(dweight, weight, gates, dgates):
+    """dgates (keys,) += e (dweight - sum over keys of dweight P), where weight holds e = P / g."""
+    n, width = weight.shape
+    inner = np.zeros(width, np.float32)
+    for k in range(n):
+        dweight_k, weight_k, g = dweight[k], weight[k], gates[k]
+        for q in range(width):
+            inner[q] += dweight_k[q] * weight_k[q] * g
+    for k in range(n):
+        dweight_k, weight_k, total = dweight[k], weight[k], F(0.0)
+        for q in range(width):
+            total += weight_k[q] * (dweight_k[q] - inner[q])
+        dgates[k] = total
+
+
+@jit()
 def _block(offsets, sentence, head, num_heads):
     """Where one sentence's and head's (n, n) lies in the flat array of attention weights."""
     before = 0
@@ -109,34 +159,39 @@ def _drop(block, first, columns, flat):
 
 
 @jit()
-def _attend_head(qkv, rows, column, size, drop, scale, out, received, weights):
+def _attend_head(qkv, rows, column, size, drop, gates, scale, out, received, weights):
     """One head of one sentence: its (n, n) weights are kept if `weights` has room for them."""
     (lo, hi), c = rows, out.shape[1]
     n = hi - lo
     keys = qkv[lo:hi, c + column : c + column + size]
     values = panels_of_columns(qkv, rows, 2 * c + column, size)
-    received[:] = F(0.0)
+    received[:], ungated = F(0.0), np.zeros(len(gates), np.float32)
     for i in range(0, n, QUERIES):
         j = min(i + QUERIES, n)
         queries = panels_of_rows(qkv[lo + i : lo + j, column : column + size])
         width = len(queries) * PANEL
         weight = aligned(n * width).reshape(n, width)
         multiply_panels(keys, queries, weight[:, :width])
-        _softmax(weight, j - i, scale, received)
-        for t in range(i, j):
-            received[t] -= weight[t, t - i]  # what it gives itself does not count
+        _softmax(weight, j - i, scale, ungated if len(gates) > 0 else received)
+        if len(gates) > 0:
+            _gate(weight, j - i, gates, i, received)
+        else:
+            for t in range(i, j):
+                received[t] -= weight[t, t - i]  # what it gives itself does not count
         if len(weights) > 0:
             _keep(weight, i, j - i, weights)
+        _times_gates(weight, gates)
         _drop(weight, i, j - i, drop)
         here = out[lo + i : lo + j, column : column + size]
         multiply_panels(weight[:, : j - i].T, values, here)
 
 
 @jit(parallel=True)
-def attend(qkv, offsets, num_heads, drop, scale, out, received, weights):
+def attend(qkv, offsets, num_heads, drop, gates, scale, out, received, weights):
     """attention_forward into arrays that are given; received (H, T) is by head.
 
-    drop, weights: as attention_size says, or of size 0: no dropout, and weights are not kept.
+    drop, weights (as attention_size says) and gates (T,) may be of size 0: no dropout, weights
+    are not kept, no gates.
     """
     size = out.shape[1] // num_heads
     for task in prange((len(offsets) - 1) * num_heads):
@@ -144,11 +199,12 @@ def attend(qkv, offsets, num_heads, drop, scale, out, received, weights):
         rows = (offsets[b], offsets[b + 1])
         start, stop = _block(offsets, b, head, num_heads)
         mine, kept = received[head, rows[0] : rows[1]], weights[start:stop]
-        _attend_head(qkv, rows, head * size, size, drop[start:stop], scale, out, mine, kept)
+        mask, gate = drop[start:stop], gates[rows[0] : rows[1]]
+        _attend_head(qkv, rows, head * size, size, mask, gate, scale, out, mine, kept)
 
 
 @jit()
-def _attend_head_backward(dout, qkv, weights, rows, column, size, drop, scale, dqkv):
+def _attend_head_backward(dout, qkv, weights, rows, column, size, drop, gates, scale, dqkv, dgates):
     (lo, hi), c = rows, dout.shape[1]
     n, last = hi - lo, column + size
     dout_panels = panels_of_rows(dout[lo:hi, column:last])
@@ -158,7 +214,10 @@ def _attend_head_backward(dout, qkv, weights, rows, column, size, drop, scale, d
     values = qkv[lo:hi, 2 * c + column : 2 * c + last]
     multiply_panels(values, dout_panels, dweight[:, :width])  # out = (weight drop) values
     _drop(dweight, 0, n, drop)
-    _softmax_backward(dweight, weight, scale)  # weight = softmax(scale queries keys')
+    if len(gates) > 0:
+        _gates_backward(dweight, weight, gates, dgates)
+        _times_gates(weight, gates)
+    _softmax_backward(dweight, weight, scale)  # weight = softmax(scale queries keys' + log gates)
     _drop(weight, 0, n, drop)
     dout_panels = panels_of_columns(dout, rows, column, size)
     multiply_panels(weight[:, :n], dout_panels, dqkv[lo:hi, 2 * c + column : 2 * c + last])
@@ -169,32 +228,37 @@ def _attend_head_backward(dout, qkv, weights, rows, column, size, drop, scale, d
 
 
 @jit(parallel=True)
-def _attention_backward(dout, qkv, weights, offsets, num_heads, drop, scale, dqkv):
+def _attention_backward(dout, qkv, weights, offsets, num_heads, drop, gates, scale, dqkv, dgates):
     size = dout.shape[1] // num_heads
     for task in prange((len(offsets) - 1) * num_heads):
         b, head = task // num_heads, task % num_heads
         rows = (offsets[b], offsets[b + 1])
         start, stop = _block(offsets, b, head, num_heads)
         mask, kept = drop[start:stop], weights[start:stop]
-        _attend_head_backward(dout, qkv, kept, rows, head * size, size, mask, scale, dqkv)
+        gate, dgate = gates[rows[0] : rows[1]], dgates[head, rows[0] : rows[1]]
+        _attend_head_backward(
+            dout, qkv, kept, rows, head * size, size, mask, gate, scale, dqkv, dgate
+        )
 
 
-def _options(size, num_heads, drop):
+def _options(size, num_heads, drop, gates):
+    none = np.empty(0, np.float32)
     scale = F(1 / math.sqrt(size // num_heads))
-    return (np.empty(0, np.float32) if drop is None else drop), scale
+    return (none if drop is None else drop), (none if gates is None else gates), scale
 
 
-def attention_forward(qkv, offsets, num_heads, drop=None):
+def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
     size = qkv.shape[1] // 3
     out, received = np.empty((len(qkv), size), F), np.empty((num_heads, len(qkv)), F)
     weights = np.empty(attention_size(offsets, num_heads), F)
-    attend(qkv, offsets, num_heads, *_options(size, num_heads, drop), out, received, weights)
-    return out, received.sum(0), (qkv, weights, offsets, num_heads, drop)
+    options = _options(size, num_heads, drop, gates)
+    attend(qkv, offsets, num_heads, *options, out, received, weights)
+    return out, received.sum(0), (qkv, weights, offsets, num_heads, drop, gates)
 
 
 def attention_backward(dout, cache):
-    qkv, weights, offsets, num_heads, drop = cache
-    dqkv = np.empty_like(qkv)
-    rest = *_options(dout.shape[1], num_heads, drop), dqkv
-    _attention_backward(dout, qkv, weights, offsets, num_heads, *rest)
-    return dqkv
+    qkv, weights, offsets, num_heads, drop, gates = cache
+    dqkv, dgates = np.empty_like(qkv), np.empty((num_heads, len(qkv)), F)
+    options = _options(dout.shape[1], num_heads, drop, gates)
+    _attention_backward(dout, qkv, weights, offsets, num_heads, *options, dqkv, dgates)
+    return dqkv, (None if gates is None else dgates.sum(0))

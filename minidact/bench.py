@@ -22,7 +22,7 @@ import numba
 import numpy as np
 from tqdm import tqdm
 
-from . import checkpoint, data, evaluate, gemm, kernels, model
+from . import checkpoint, data, evaluate, gemm, kernels, macs, model
 from .contenders import CONTENDERS, NEEDS
 from .errors import InputError, run_command
 from .inference import Encoder
@@ -283,7 +283,7 @@ def add_shares(row, config, limits) -> None:
     """What part of the machine's limits our time is: products done, weights read once a batch."""
     lengths, seconds = np.array(row["lengths"]), row["ms"].get("minidact", np.inf) / 1e3
     passes = 3 if row["kind"] == "train" else 1
-    flop = 2 * passes * model.full_macs(config, lengths).sum()
+    flop = 2 * passes * macs.full_macs(config, lengths).sum()
     row["share_of_flops"] = flop / seconds / 1e9 / limits["gflops"]
     if len(lengths) == 1:
         c, f = config.hidden_size, config.intermediate_size

@@ -117,8 +117,13 @@ def embeddings_backward(dx, cache, grads, calc=ops):
 # ---------------------------------------------------------------------------- one layer
 
 
-def attention_forward(params, config: Config, layer: int, x, offsets, calc=ops, rng=None):
-    """The first half of a layer: x (T, C) -> LayerNorm(x + attention(x))."""
+def attention_forward(
+    params, config: Config, layer: int, x, offsets, calc=ops, rng=None, gates=None
+):
+    """The first half of a layer: x (T, C) -> LayerNorm(x + attention(x)), received (T,), cache.
+
+    received, gates: see ops.attention_forward.
+    """
     at = f"bert.encoder.layer.{layer}.attention"
     w = np.concatenate([params[f"{at}.self.{name}.weight"] for name in QKV])  # (3C, C)
     b = np.concatenate([params[f"{at}.self.{name}.bias"] for name in QKV])
@@ -126,11 +131,11 @@ def attention_forward(params, config: Config, layer: int, x, offsets, calc=ops, 
     drop, rate, heads = None, config.attention_probs_dropout_prob, config.num_attention_heads
     if rng is not None and rate > 0:
         drop = calc.dropout_mask(calc.attention_size(offsets, heads), rate, rng, x.dtype)
-    mixed, _, mix_cache = calc.attention_forward(qkv, offsets, heads, drop)  # (T, C)
+    mixed, received, mix_cache = calc.attention_forward(qkv, offsets, heads, drop, gates)  # (T, C)
     out, out_cache = linear_forward(params, f"{at}.output.dense", mixed, calc)
     out, drop_cache = calc.dropout_forward(out, config.hidden_dropout_prob, rng)
     out, norm_cache = _norm_forward(params, f"{at}.output.LayerNorm", out + x, config, calc)
-    return out, (at, qkv_cache, mix_cache, out_cache, drop_cache, norm_cache)
+    return out, received, (at, qkv_cache, mix_cache, out_cache, drop_cache, norm_cache)
 
 
 def attention_backward(dout, cache, grads, calc=ops):
@@ -138,11 +143,12 @@ def attention_backward(dout, cache, grads, calc=ops):
     dsum = _norm_backward(grads, f"{at}.output.LayerNorm", dout, norm_cache, calc)
     dmixed = calc.dropout_backward(dsum, drop_cache)
     dmixed = linear_backward(grads, f"{at}.output.dense", dmixed, out_cache, calc)
-    dx, dw, db = calc.linear_backward(calc.attention_backward(dmixed, mix_cache), qkv_cache)
+    dqkv, dgates = calc.attention_backward(dmixed, mix_cache)
+    dx, dw, db = calc.linear_backward(dqkv, qkv_cache)
     for name, dw_part, db_part in zip(QKV, np.split(dw, 3), np.split(db, 3), strict=True):
         grads[f"{at}.self.{name}.weight"], grads[f"{at}.self.{name}.bias"] = dw_part, db_part
     dx += dsum  # the residual: x goes into the sum as it is
-    return dx
+    return dx, dgates
 
 
 def feed_forward_forward(params, config: Config, layer: int, x, calc=ops, rng=None):
@@ -167,14 +173,15 @@ def feed_forward_backward(dout, cache, grads, calc=ops):
     return dx
 
 
-def layer_forward(params, config: Config, layer: int, x, offsets, calc=ops, rng=None):
-    """One encoder layer, post-LN: x (T, C) -> (T, C)."""
-    x, first = attention_forward(params, config, layer, x, offsets, calc, rng)
+def layer_forward(params, config: Config, layer: int, x, offsets, calc=ops, rng=None, gates=None):
+    """One encoder layer, post-LN: x (T, C) -> (T, C), received (T,), cache."""
+    x, received, first = attention_forward(params, config, layer, x, offsets, calc, rng, gates)
     x, second = feed_forward_forward(params, config, layer, x, calc, rng)
-    return x, (first, second)
+    return x, received, (first, second)
 
 
 def layer_backward(dx, cache, grads, calc=ops):
+    """-> dx (T, C), and dgates (T,) or None."""
     first, second = cache
     dx = feed_forward_backward(dx, second, grads, calc)
     return attention_backward(dx, first, grads, calc)
@@ -188,7 +195,7 @@ def encoder_forward(params, config: Config, batch: Batch, calc=ops, rng=None):
     x, cache = embeddings_forward(params, config, batch, calc, rng)
     states, caches = [x], [cache]
     for layer in range(config.num_hidden_layers):
-        x, cache = layer_forward(params, config, layer, x, batch.offsets, calc, rng)
+        x, _, cache = layer_forward(params, config, layer, x, batch.offsets, calc, rng)
         states.append(x)
         caches.append(cache)
     return states, caches
@@ -199,7 +206,7 @@ def encoder_backward(dstates, caches, grads, calc=ops):
     dx = None
     for dstate, cache in zip(reversed(dstates[1:]), reversed(caches[1:]), strict=True):
         dx = _add(dx, dstate)
-        dx = layer_backward(dx, cache, grads, calc)
+        dx, _ = layer_backward(dx, cache, grads, calc)
     embeddings_backward(_add(dx, dstates[0]), caches[0], grads, calc)
 
 

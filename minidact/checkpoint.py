@@ -23,6 +23,7 @@ from .errors import InputError
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
 REQUIRED = FILES[:2]
 IGNORED = re.compile(r"bert\.embeddings\.position_ids|cls\.")  # an index; the pretraining heads
+OURS = ("dact.", "planning.", "tokens.")  # the mechanisms' tensors
 POOLER = "bert.pooler."  # a model that halts has none; every backbone brings one
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -106,11 +107,12 @@ def load(name: str | os.PathLike | None) -> tuple[Config, dict[str, np.ndarray],
 
 
 def load_backbone(name) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
-    """The same for a model to fine-tune: embeddings, encoder, and the pooler if there is one."""
+    """The same for a model to fine-tune: embeddings, encoder, pooler and mechanisms if any."""
     path = resolve(name)
     config = read_config(path)
-    pooler = {n: s for n, s in bert.classifier_shapes(config).items() if n.startswith(POOLER)}
-    params = read_params(path, bert.shapes(config), optional=pooler, others_allowed=True)
+    table = bert.classifier_shapes(config) | model.shapes(config)
+    optional = {n: s for n, s in table.items() if n.startswith((POOLER, *OURS))}
+    params = read_params(path, bert.shapes(config), optional=optional, others_allowed=True)
     return config, params, read_tokenizer(path, config)
 
 

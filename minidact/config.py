@@ -2,7 +2,9 @@
 
 config.json is Hugging Face's; what is ours sits in it under one key, "minidact":
 
-    "minidact": {"summary": "mean", "halting": {"trunk_size": 128, "sees_confidence": true}}
+    "minidact": {"summary": "mean", "halting": {"trunk_size": 128, "sees_confidence": true},
+                 "planning": {"planner": "steps", "width": 64},
+                 "tokens": {"bins": 16, "ranks": "relative", "pool": "last"}}
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 from .errors import InputError
 
-MECHANISMS = ("halting",)  # what `use` may name
+MECHANISMS = ("halting", "planning", "tokens")  # what `use` may name
 SUMMARIES = ("cls", "mean")
 
 # Every size has bounds: a config.json is somebody's file, and nothing is allocated on its word.
@@ -40,12 +42,39 @@ class Halting:
 
 
 @dataclass(frozen=True)
+class Planning:
+    """The planning gates' shape (planning.py).
+
+    planner: "steps", one planner before every layer but the first; or "path", one for all layers,
+    which reads the embeddings. width: of its hidden layer.
+    """
+
+    planner: str = "steps"
+    width: int = 64
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token gates' shape (token_gates.py).
+
+    bins: gates of a layer. ranks: "relative" to a sentence's length, or "absolute". pool: what the
+    mean of a sentence's rows counts: "last", a dropped row as it last was, or "left", only rows
+    that are left.
+    """
+
+    bins: int = 16
+    ranks: str = "relative"
+    pool: str = "last"
+
+
+@dataclass(frozen=True)
 class Config:
     """Sizes of a BERT, its labels, and the mechanisms it carries.
 
     summary: what a sentence-level unit reads: "cls" (row of [CLS]) or "mean" (mean of the rows).
     problem_type: "single_label_classification" or "regression" (one output, no halting).
     halting: the DACT units, or None for a plain BERT (pooler and classifier).
+    planning, tokens: planning gates and token gates, or None.
     """
 
     vocab_size: int = 30522
@@ -62,6 +91,8 @@ class Config:
     id2label: tuple[str, ...] = ("0", "1")
     summary: str = "cls"
     halting: Halting | None = None
+    planning: Planning | None = None
+    tokens: Tokens | None = None
     extra: dict[str, Any] = field(default_factory=dict, compare=False)  # keys we keep, not read
 
     @property
@@ -112,16 +143,20 @@ class Config:
             raise InputError("config.json: halting needs classes, and this model is a regression")
         ours = {"label2id", "minidact", "num_labels", "dtype", "torch_dtype"}
         known = {*(f.name for f in fields(Config)), *ours}
+        if values["num_hidden_layers"] == 1 and (values["planning"] or values["tokens"]):
+            raise InputError("config.json: gates need two layers at least, and there is one")
         values["extra"] = {key: value for key, value in raw.items() if key not in known}
         return Config(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """config.json's object; `transformers` reads the same file as a BERT."""
         raw = asdict(self)
-        extra, summary, halting = raw.pop("extra"), raw.pop("summary"), raw.pop("halting")
+        extra, ours = raw.pop("extra"), {"summary": raw.pop("summary")}
+        for name in MECHANISMS:
+            if (mechanism := raw.pop(name)) is not None:
+                ours[name] = mechanism
         raw["id2label"] = {str(i): name for i, name in enumerate(self.id2label)}
         raw["label2id"] = {name: i for i, name in enumerate(self.id2label)}
-        ours = {"summary": summary} | ({"halting": halting} if halting else {})
         # dtype: what `transformers` is to compute in, however the tensors are stored
         fixed = {"model_type": "bert", "hidden_act": "gelu", "dtype": "float32", "minidact": ours}
         return extra | raw | fixed
@@ -165,14 +200,30 @@ def _ours(raw: Any) -> dict[str, Any]:
     summary = raw.get("summary", "cls")
     if summary not in SUMMARIES:
         raise InputError(f"config.json: summary is {summary!r}, not one of {', '.join(SUMMARIES)}")
-    halting = raw.get("halting")
-    if halting is not None:
-        if not isinstance(halting, dict) or set(halting) - {f.name for f in fields(Halting)}:
-            raise InputError(
-                "config.json: minidact.halting may hold trunk_size, sees_confidence only"
-            )
-        sees = halting.get("sees_confidence", True)
-        if not isinstance(sees, bool):
-            raise InputError("config.json: minidact.halting.sees_confidence is not true or false")
-        halting = Halting(_integer({"trunk_size": 128} | halting, "trunk_size", 1, 65_536), sees)
-    return {"summary": summary, "halting": halting}
+    choices = {"planner": ("steps", "path"), "ranks": ("relative", "absolute")}
+    choices["pool"] = ("last", "left")
+    most = {"trunk_size": 65_536, "width": 65_536, "bins": 4_096}
+    values = {"summary": summary}
+    for mechanism, kind in (("halting", Halting), ("planning", Planning), ("tokens", Tokens)):
+        given = raw.get(mechanism)
+        if given is None:
+            values[mechanism] = None
+            continue
+        known = [f.name for f in fields(kind)]
+        if not isinstance(given, dict) or set(given) - set(known):
+            raise InputError(f"config.json: minidact.{mechanism} may hold {', '.join(known)} only")
+        whole = asdict(kind()) | given
+        for name, value in whole.items():
+            at = f"config.json: minidact.{mechanism}.{name}"
+            if name in choices and value not in choices[name]:
+                raise InputError(f"{at} is {value!r}, not one of {', '.join(choices[name])}")
+            if name in most and (
+                not isinstance(value, int)
+                or isinstance(value, bool)
+                or not 1 <= value <= most[name]
+            ):
+                raise InputError(f"{at} is {value!r}, not a whole number in 1..{most[name]}")
+            if name == "sees_confidence" and not isinstance(value, bool):
+                raise InputError(f"{at} is not true or false")
+        values[mechanism] = kind(**whole)
+    return values

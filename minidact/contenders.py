@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import checkpoint, kernels, model, ops, optim, ragged
+from . import checkpoint, hard, kernels, ops, optim, ragged, soft
 from .inference import Encoder
 
 
@@ -39,18 +39,16 @@ class Minidact:
         return ragged.Batch(ids, np.zeros_like(ids), offsets)
 
     def answer(self, batch):
-        return model.hard_forward(
+        return hard.hard_forward(
             self.params, self.config, batch, calc=self.calc, encoder=self.encoder
         ).probs
 
     def train(self, batch):
         self.moments = self.moments or optim.zero_moments(self.params)
         labels, rng = np.arange(len(batch.offsets) - 1) % 2, np.random.default_rng(self.step)
-        costs, self.step = model.Costs(), self.step + 1
-        _, cache = model.soft_forward(
-            self.params, self.config, batch, labels, costs, self.calc, rng
-        )
-        grads = model.soft_backward(cache)
+        costs, self.step = soft.Costs(), self.step + 1
+        _, cache = soft.soft_forward(self.params, self.config, batch, labels, costs, self.calc, rng)
+        grads = soft.soft_backward(cache)
         scale = optim.clip_scale(optim.gradient_norm(grads, self.calc))
         rates = dict.fromkeys(self.params, 1e-6)
         optim.adamw(self.params, grads, self.moments, self.step, rates, self.calc, scale=scale)

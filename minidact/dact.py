@@ -91,42 +91,50 @@ def unit_backward(dz, dy, dh, cache, grads: dict, calc=ops):
 # ---------------------------------------------------------------------------- the answer
 
 
-def accumulate_step(a, p, y, h):
-    """One layer's turn: a, y (B, Y), p, h (B,) before it -> a, p after it."""
-    #   a_n = p_{n-1} y_n + (1 - p_{n-1}) a_{n-1}
-    a = p[:, None] * y + (1 - p[:, None]) * a
-    #   p_n = h_n p_{n-1}
-    p = h * p
+def accumulate_step(a, p, y, h, u=None):
+    """One layer's turn: a, y (B, Y), p, h (B,) before it -> a, p after it.
+
+    u (B,): did the layer run for the sentence (1) or was it left out (0)? None: for all.
+    """
+    q = p if u is None else u * p
+    #   a_n = p_{n-1} y_n + (1 - p_{n-1}) a_{n-1}        and as it was, where u_n = 0
+    a = q[:, None] * y + (1 - q[:, None]) * a
+    #   p_n = h_n p_{n-1}                                and as it was, where u_n = 0
+    p = h * p if u is None else (1 - u * (1 - h)) * p
     return a, p
 
 
-def accumulate_forward(y, h):
-    """y (L, B, Y), h (L, B) -> the answer a_L (B, Y) and the doubts p_1..p_L (L, B)."""
+def accumulate_forward(y, h, u=None):
+    """y (L, B, Y), h (L, B), u (L, B) or None -> the answer a_L (B, Y), doubts p_1..p_L (L, B)."""
     a, p = np.zeros_like(y[0]), np.ones_like(h[0])
     before, doubts = [], []
-    for y_n, h_n in zip(y, h, strict=True):
+    for n in range(len(y)):
         before.append((a, p))
-        a, p = accumulate_step(a, p, y_n, h_n)
+        a, p = accumulate_step(a, p, y[n], h[n], None if u is None else u[n])
         doubts.append(p)
-    return a, np.stack(doubts), (y, h, before)
+    return a, np.stack(doubts), (y, h, np.ones_like(h) if u is None else u, before)
 
 
 def accumulate_backward(da, dp, cache):
-    """da (B, Y) of a_L, dp (L, B) of the doubts -> dy (L, B, Y), dh (L, B)."""
-    y, h, before = cache
-    dy, dh = np.empty_like(y), np.empty_like(h)
+    """da (B, Y) of a_L, dp (L, B) of the doubts -> dy (L, B, Y), dh, du (L, B)."""
+    y, h, u, before = cache
+    dy, dh, du = np.empty_like(y), np.empty_like(h), np.empty_like(h)
     later = np.zeros_like(h[0])  # d loss / d p_n by way of the layers after n
     for n in reversed(range(len(y))):
         a, p = before[n]  # a_{n-1}, p_{n-1}
         dp_n = dp[n] + later
-        #   p_n = h_n p_{n-1}
-        dh[n] = dp_n * p
-        later = dp_n * h[n]
-        #   a_n = p_{n-1} y_n + (1 - p_{n-1}) a_{n-1}
-        dy[n] = p[:, None] * da
-        later += (da * (y[n] - a)).sum(1)
-        da = (1 - p[:, None]) * da
-    return dy, dh
+        #   p_n = (1 - u_n (1 - h_n)) p_{n-1}
+        dh[n] = dp_n * u[n] * p
+        du[n] = dp_n * (h[n] - 1) * p
+        later = dp_n * (1 - u[n] * (1 - h[n]))
+        #   a_n = q y_n + (1 - q) a_{n-1},  q = u_n p_{n-1}
+        q = (u[n] * p)[:, None]
+        dq = (da * (y[n] - a)).sum(1)
+        dy[n] = q * da
+        du[n] += dq * p
+        later += dq * u[n]
+        da = (1 - q) * da
+    return dy, dh, du
 
 
 # ---------------------------------------------------------------------------- the loss

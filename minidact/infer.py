@@ -40,6 +40,10 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
     add("--slack", type=float, default=0.0, help="0 (default): halt only when the answer cannot "
         "change; more halts earlier, 0.5 or so is useful")  # fmt: skip
     add("--bound", choices=("tight", "paper"), default="tight", help="which exact bound to halt by")
+    add("--threshold", type=float, default=0.5, help="planning: a layer is included if its gate is "
+        "at least this (default 0.5); more leaves out more layers")  # fmt: skip
+    add("--keep", type=float, default=1.0, help="token gates: more than 1 (default) keeps more "
+        "tokens, less keeps fewer")  # fmt: skip
 
 
 def load_model(options) -> tuple[Model, dict]:
@@ -53,8 +57,9 @@ def load_model(options) -> tuple[Model, dict]:
     if not is_compiled("inference._layer"):
         note = "compiling kernels; this happens once and takes some seconds ..."
         print(note, file=sys.stderr, flush=True)
-    how = {"use": model.check_use(use), "slack": options.slack, "bound": options.bound}
-    model("warm", **how)  # compiles, touches the weights, and checks the options
+    how = {key: getattr(options, key) for key in ("slack", "bound", "threshold", "keep")}
+    how["use"] = model.knobs(use, **how).use
+    model("warm", **how)  # compiles, touches the weights
     if numba.threading_layer() == "workqueue":
         print(
             "note: Numba finds neither OpenMP nor TBB here, and wakes threads ten times slower "

@@ -116,8 +116,8 @@ def _layer(x, offsets, panels, vectors, heads, eps, workspace):
     scale = np.float32(1 / np.sqrt(c // heads))
     gelu, plain = c > 0, c < 0  # a literal True would be compiled apart from a literal False
     panels, vectors = _linear(x, panels, vectors, plain, qkv)
-    none = vectors[:0]  # no dropout, no weights to keep
-    kernels.attend(qkv, offsets, heads, none, scale, mixed, received, none)
+    none = vectors[:0]  # no dropout, no gates, no weights to keep
+    kernels.attend(qkv, offsets, heads, none, none, scale, mixed, received, none)
     panels, vectors = _linear(mixed, panels, vectors, plain, middle)
     kernels.add_layer_norm(middle, x, vectors[:c], vectors[c : 2 * c], eps)
     panels, vectors = _linear(middle, panels, vectors[2 * c :], gelu, wide)

@@ -217,14 +217,20 @@ def first_rows_backward(dout, cache):
     return dx
 
 
-def attention_forward(qkv, offsets, num_heads, drop=None):
+def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
     """Multi-head attention of every sentence within itself.
 
     qkv (T, 3C): queries, keys and values side by side; drop: a dropout mask for the attention
-    weights, or None -> out (T, C), and received (T,), the attention that each token got from the
-    others, summed over heads and queries, before dropout (no gradient goes through it).
-    The weights of all sentences and heads lie in one flat array, sentence by sentence, head by
-    head, (n keys, n queries) each: sum of H n^2 numbers (`attention_size`); so does drop.
+    weights, or None; gates (T,) in 0..1: how much a token is there (see token_gates.py), or None:
+
+        P_qk = g_k e_qk,    e_qk = exp(s_qk) / sum_j g_j exp(s_qj)
+
+    so that a token with gate 0 gets no attention, as if it had been removed, and gates of 1 change
+    nothing. Returns out (T, C), and received (T,), the attention that each token got from the
+    others, summed over heads and (as far as they are there) queries, before dropout; no gradient
+    goes through it. The weights e of all sentences and heads lie in one flat array, sentence by
+    sentence, head by head, (n keys, n queries) each: sum of H n^2 numbers (`attention_size`); so
+    does drop.
     """
     size = qkv.shape[1] // 3
     scale = qkv.dtype.type(1 / math.sqrt(size // num_heads))
@@ -233,30 +239,39 @@ def attention_forward(qkv, offsets, num_heads, drop=None):
     for rows, flat in _blocks(offsets, num_heads):
         q, k, v = _heads(qkv[rows], 3 * num_heads).reshape(3, num_heads, -1, size // num_heads)
         weight, _ = softmax_forward(q @ k.transpose(0, 2, 1) * scale)  # (H, n, n)
+        g = np.ones(1, qkv.dtype) if gates is None else gates[rows]
+        weight = weight / (weight * g).sum(-1, keepdims=True) if gates is not None else weight
         weights[flat] = weight.transpose(0, 2, 1).ravel()
-        received[rows] = (weight.sum(1) - weight.diagonal(0, 1, 2)).sum(0)
+        weight = weight * g
+        got = weight * g[:, None]  # what is given by queries that are there
+        received[rows] = (got.sum(1) - got.diagonal(0, 1, 2)).sum(0)
         if drop is not None:
             weight = weight * _weights(drop[flat], num_heads)
         out[rows] = _rows(weight @ v)
-    return out, received, (qkv, weights, offsets, num_heads, drop)
+    return out, received, (qkv, weights, offsets, num_heads, drop, gates)
 
 
 def attention_backward(dout, cache):
-    qkv, weights, offsets, num_heads, drop = cache
+    """-> dqkv (T, 3C), and dgates (T,) or None."""
+    qkv, weights, offsets, num_heads, drop, gates = cache
     size = dout.shape[1]
     scale = qkv.dtype.type(1 / math.sqrt(size // num_heads))
-    dqkv = np.empty_like(qkv)
+    dqkv, dgates = np.empty_like(qkv), None if gates is None else np.empty_like(gates)
     for rows, flat in _blocks(offsets, num_heads):
         q, k, v = _heads(qkv[rows], 3 * num_heads).reshape(3, num_heads, -1, size // num_heads)
         dout_b = _heads(dout[rows], num_heads)  # (H, n, K)
-        weight = _weights(weights[flat], num_heads)
+        e = _weights(weights[flat], num_heads)
+        weight = e if gates is None else e * gates[rows]
         mask = 1 if drop is None else _weights(drop[flat], num_heads)
         dv = (weight * mask).transpose(0, 2, 1) @ dout_b  # out = (weight mask) v
         dweight = (dout_b @ v.transpose(0, 2, 1)) * mask
-        dscore = softmax_backward(dweight, weight) * scale  # weight = softmax(scale q k')
+        dinner = dweight - (dweight * weight).sum(-1, keepdims=True)
+        dscore = weight * dinner * scale  # weight = softmax(scale q k' + log g)
+        if gates is not None:
+            dgates[rows] = (e * dinner).sum((0, 1))
         dq, dk = dscore @ k, dscore.transpose(0, 2, 1) @ q
         dqkv[rows] = _rows(np.concatenate([dq, dk, dv]))
-    return dqkv
+    return dqkv, dgates
 
 
 def attention_size(offsets, num_heads):

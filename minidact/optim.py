@@ -21,8 +21,8 @@ def clip_scale(norm: float, most: float = 1.0) -> float:
 
 
 def decays(name: str) -> bool:
-    """Weight decay is for matrices: not for biases, not for LayerNorm."""
-    return not name.endswith(".bias") and "LayerNorm" not in name
+    """Weight decay is for matrices: not for biases, not for LayerNorm, not for gates."""
+    return not name.endswith((".bias", ".gates")) and "LayerNorm" not in name
 
 
 def adamw(

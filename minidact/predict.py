@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 from . import checkpoint, data, kernels
 from .config import Config
 from .errors import InputError
+from .hard import Answers, Knobs, hard_forward
 from .inference import Encoder
-from .model import Answers, calculus, hard_forward
+from .model import calculus
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,23 @@ class Model:
         """Writes config.json, model.safetensors (float32 or float16) and tokenizer.json."""
         checkpoint.save(directory, self.config, self.params, self.tokenizer, dtype)
 
-    def check_use(self, use: Sequence[str] | None) -> tuple[str, ...]:
-        """`use`, with None standing for all that the model carries. Raises InputError."""
+    def knobs(self, use=None, slack=0.0, bound="tight", threshold=0.5, keep=1.0) -> Knobs:
+        """Checked; use: None stands for all that the model carries. Raises InputError."""
         carried = self.config.mechanisms
+        if not slack >= 0:
+            raise InputError(f"slack is {slack}; it must be 0 or more")
+        if bound not in ("tight", "paper"):
+            raise InputError(f"bound is {bound!r}, not 'tight' or 'paper'")
+        if not threshold >= 0:
+            raise InputError(f"threshold is {threshold}; it must be 0 or more")
+        if not keep > 0:
+            raise InputError(f"keep is {keep}; it must be more than 0")
         use = carried if use is None else (use,) if isinstance(use, str) else tuple(use)
         for name in use:
             if name not in carried:
                 has = ", ".join(carried) or "no mechanism"
                 raise InputError(f"the model does not carry {name!r}; it has {has}")
-        return use
+        return Knobs(use, slack, bound, threshold, keep)
 
     def __call__(
         self,
@@ -100,10 +109,12 @@ class Model:
         use: Sequence[str] | None = None,
         slack: float = 0.0,
         bound: str = "tight",
+        threshold: float = 0.5,
+        keep: float = 1.0,
     ) -> Prediction | list[Prediction]:
         """One text -> a Prediction; a sequence of texts -> a list of them, in order.
 
-        use: mechanisms to switch on (default all; () for plain BERT). slack, bound: dact.halts.
+        use: mechanisms to switch on (default all; () for plain BERT). The others: hard.Knobs.
         """
         single = isinstance(texts, str)
         texts = [texts] if single else list(texts)
@@ -112,27 +123,22 @@ class Model:
             raise InputError(f"{len(texts)} texts, but {len(pairs)} second texts")
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-        if not slack >= 0:
-            raise InputError(f"slack is {slack}; it must be 0 or more")
-        if bound not in ("tight", "paper"):
-            raise InputError(f"bound is {bound!r}, not 'tight' or 'paper'")
-        use, out = self.check_use(use), []
+        knobs, out = self.knobs(use, slack, bound, threshold, keep), []
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
             begin = time.perf_counter()
             sentences = data.encode(self.tokenizer, texts[part], pairs and pairs[part])
-            answers = self.run(sentences, use, slack, bound)
+            answers = self.run(sentences, knobs)
             ms = (time.perf_counter() - begin) * 1e3 / len(sentences)
             for i, sentence in enumerate(sentences):
                 pair = pairs[start + i] if pairs else None
                 out.append(self._prediction(texts[start + i], pair, sentence, answers, i, ms))
         return out[0] if single else out
 
-    def run(self, sentences: Sequence[data.Encoded], use=None, slack=0.0, bound="tight") -> Answers:
-        """The hard pass on encoded texts, as one batch, in arrays; options as in __call__."""
-        batch, use = data.to_batch(sentences), self.check_use(use)
-        how = (use, slack, bound, self._calc, self._encoder)
-        return hard_forward(self.params, self.config, batch, *how)
+    def run(self, sentences: Sequence[data.Encoded], knobs: Knobs) -> Answers:
+        """The hard pass on encoded texts, as one batch, in arrays."""
+        batch = data.to_batch(sentences)
+        return hard_forward(self.params, self.config, batch, knobs, self._calc, self._encoder)
 
     def _prediction(self, text, pair, sentence, answers: Answers, i: int, ms: float) -> Prediction:
         labels = self.config.id2label

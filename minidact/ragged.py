@@ -54,3 +54,8 @@ def select(offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """
     rows = np.flatnonzero(np.repeat(keep, lengths(offsets)))
     return rows, np.concatenate([[0], np.cumsum(lengths(offsets)[keep])])
+
+
+def thin(offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that go on: keep (T,) bool -> (rows (T',), their offsets); no sentence is lost."""
+    return np.flatnonzero(keep), np.concatenate([[0], np.cumsum(keep)])[offsets]

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from . import checkpoint, data, metrics, model, optim
-from .config import MECHANISMS, SUMMARIES, Config, Halting
+from . import checkpoint, data, metrics, model, optim, soft, token_gates
+from .config import MECHANISMS, SUMMARIES, Config, Halting, Planning, Tokens
 from .errors import InputError, run_command
 from .predict import Model
 
@@ -77,6 +77,25 @@ def parser() -> argparse.ArgumentParser:
     add("--ponder", choices=("p", "h"), default="p", help="ponder cost: sum of p_n, or of h_n")
     add("--trunk-size", type=int, default=128, help="width of a DACT unit")
     add("--blind", action="store_true", help="h does not see how sure y is")
+    # planning gates
+    add("--layer-cost", type=float, default=0.5, help="price of including layers; 0..5")
+    add("--layer-target", type=float, help="share of layers to aim at; the price is of missing it")
+    add("--planner", choices=("steps", "path"), default="steps", help="one a layer, or one for all")
+    add("--planner-width", type=int, default=64, help="width of a planner")
+    add(
+        "--explore", type=float, default=0.2, help="at first, layers are left out so often, blindly"
+    )
+    add("--explore-share", type=float, default=0.3, help="share of the steps in which they are")
+    # token gates
+    add("--token-cost", type=float, default=0.5, help="price of keeping tokens (lambda_1); 0..5")
+    add("--bimodal", type=float, default=0.5, help="price of a gate between 0 and 1 (lambda_2)")
+    add("--gate-lr", type=float, default=3e-3, help="peak rate of the token gates")
+    add("--bins", type=int, default=16, help="gates of a layer")
+    add("--ranks", choices=("relative", "absolute"), default="relative", help="what a gate is for")
+    add("--pool", choices=("last", "left"), default="last", help="the mean of a sentence's rows "
+        "counts a dropped one as it last was, or only those left")  # fmt: skip
+    add("--freeze-gates", action="store_true", help="second of two stages: --init's token gates, "
+        "set to 0 or 1, stay as they are")  # fmt: skip
     # what is written
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the saved weights")
     add("--keep", choices=("last", "best"), default="last", help="the epoch whose weights to save")
@@ -107,6 +126,9 @@ def check(options) -> None:
         "lr": (0, 1), "head_lr": (0, 1), "warmup": (0, 1), "weight_decay": (0, 1),
         "dropout": (0, 0.99), "seed": (0, 2**63), "tau": (0, 100), "tau_ramp": (0, 1),
         "alpha": (0, 100), "distill": (0, 1), "trunk_size": (1, 65_536), "save_every": (1, 10**9),
+        "layer_cost": (0, 1000), "layer_target": (0, 1), "planner_width": (1, 65_536),
+        "explore": (0, 1), "explore_share": (0, 1), "token_cost": (0, 1000), "bimodal": (0, 1000),
+        "gate_lr": (0, 1), "bins": (1, 4_096),
     }  # fmt: skip
     for name, (low, high) in limits.items():
         value = getattr(options, name)
@@ -145,16 +167,24 @@ def build(options) -> tuple[Config, dict, list[str], Tokenizer]:
         "id2label": names,
         "problem_type": "regression" if regression else "single_label_classification",
         "halting": Halting(options.trunk_size, not options.blind) if "halting" in use else None,
+        "planning": Planning(options.planner, options.planner_width) if "planning" in use else None,
+        "tokens": Tokens(options.bins, options.ranks, options.pool) if "tokens" in use else None,
         "extra": {
             k: v for k, v in config.extra.items() if k in ("pad_token_id", "initializer_range")
         },
     }
     if options.summary:
         changes["summary"] = options.summary
+    if config.num_hidden_layers == 1 and {"planning", "tokens"} & set(use):
+        raise InputError("gates need two layers at least, and the backbone has one")
     config = dataclasses.replace(config, **changes)
     fresh = model.init_params(config, np.random.default_rng([options.seed, 0]))
-    new = [name for name in fresh if name not in params]
-    known = {name: array for name, array in params.items() if name in fresh}
+    known = {n: p for n, p in params.items() if n in fresh and p.shape == fresh[n].shape}
+    new = [n for n in fresh if n not in known or n.startswith(checkpoint.OURS)]
+    if options.freeze_gates:
+        if token_gates.NAME not in known:
+            raise InputError("--freeze-gates needs --use tokens, and as many token gates in --init")
+        known[token_gates.NAME] = token_gates.decided(known[token_gates.NAME])
     return config, fresh | known, new, tokenizer
 
 
@@ -258,12 +288,11 @@ class Run:
         batch = data.to_batch([self.sentences[i] for i in chosen])
         rng = np.random.default_rng([o.seed, 2, step])
 
-        ramp = min(1.0, (step + 1) / max(o.tau_ramp * self.total, 1))
-        costs = model.Costs(o.tau * ramp, o.alpha, o.distill, o.ponder)
-        terms, cache = model.soft_forward(
+        costs = self.costs(step)
+        terms, cache = soft.soft_forward(
             self.params, self.training_config, batch, self.labels[chosen], costs, self.calc, rng
         )
-        grads = model.soft_backward(cache)
+        grads = soft.soft_backward(cache)
         norm = optim.gradient_norm(grads, self.calc)
         for what, value in (("loss", terms["loss"]), ("gradient's norm", norm)):
             if not np.isfinite(value):
@@ -275,15 +304,37 @@ class Run:
         share = optim.schedule(step, self.total, o.warmup, o.schedule)
         rates = dict.fromkeys(self.params, o.lr * share)
         rates |= dict.fromkeys(self.new, o.head_lr * share)
+        if self.config.tokens is not None:
+            rates[token_gates.NAME] = 0.0 if o.freeze_gates else o.gate_lr * share
         optim.adamw(
             self.params, grads, self.moments, step + 1, rates, self.calc,
             weight_decay=o.weight_decay, scale=optim.clip_scale(norm),
         )  # fmt: skip
+        if self.config.tokens is not None:
+            gates = self.params[token_gates.NAME]
+            np.clip(gates, 0, 1, out=gates)
         tokens, seconds = len(batch.ids), time.perf_counter() - begin
         record = {"step": step, "loss": float(terms.pop("loss")), "lr": o.lr * share}
         record |= {"tokens": tokens, "tokens_per_s": tokens / seconds}
         record |= {name: float(value) for name, value in terms.items()}
         return record | ({"tau": costs.tau} if "ponder" in terms else {})
+
+    def costs(self, step: int) -> soft.Costs:
+        """The prices at a step: exploring comes first, tau and lambda_1 rise, then lambda_2."""
+        o, done = self.options, (step + 1) / self.total
+        ramp = min(1.0, done / o.tau_ramp) if o.tau_ramp else 1.0
+        explore = self.config.planning is not None and done <= o.explore_share
+        return soft.Costs(
+            tau=o.tau * ramp,
+            alpha=o.alpha,
+            distill=o.distill,
+            ponder=o.ponder,
+            layers=0.0 if explore else o.layer_cost,
+            target=o.layer_target,
+            explore=o.explore if explore else None,
+            tokens=o.token_cost * ramp,
+            bimodal=o.bimodal * min(1.0, max(0.0, 2 * (done - 0.4))),  # from 0.4, whole at 0.9
+        )
 
     def report(self) -> tuple[str, float]:
         """The dev score in full and with every mechanism in use: in words, and the latter."""
@@ -291,7 +342,7 @@ class Run:
         values, layers = [], []
         for use in ((), None):
             answers = [
-                trained.run(self.dev_sentences[start : start + 32], use)
+                trained.run(self.dev_sentences[start : start + 32], trained.knobs(use))
                 for start in range(0, len(self.dev_labels), 32)
             ]
             probs = np.concatenate([a.probs for a in answers])

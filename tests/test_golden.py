@@ -5,7 +5,7 @@ import pytest
 from conftest import FIXTURES, TINY
 from safetensors.numpy import load_file
 
-from minidact import bert, checkpoint, data, kernels, model, ops, optim
+from minidact import bert, checkpoint, data, kernels, ops, optim, soft
 from minidact.ragged import Batch
 
 GOLDEN = load_file(FIXTURES / "golden.safetensors")
@@ -18,7 +18,7 @@ BATCH = data.to_batch(
         for i, s in zip(SENTENCES, SEGMENTS, strict=True)
     ]
 )
-COSTS = model.Costs()
+COSTS = soft.Costs()
 CASES = [("float64", ops, 1e-10), ("float32", ops, 1e-5), ("float32", kernels, 1e-5)]
 
 
@@ -45,9 +45,9 @@ def test_forward_and_every_gradient(dtype, calc, tolerance):
         bert.classifier_forward(params, config, summary, calc)[0], f"{dtype}.logits", tolerance
     )
 
-    terms, cache = model.soft_forward(params, config, BATCH, LABELS, COSTS, calc)
+    terms, cache = soft.soft_forward(params, config, BATCH, LABELS, COSTS, calc)
     assert_close([terms["loss"]], f"{dtype}.loss", tolerance)
-    grads = model.soft_backward(cache)
+    grads = soft.soft_backward(cache)
     assert sorted(grads) == sorted(params)
     for name, grad in grads.items():
         assert grad.dtype == dtype, name
@@ -59,9 +59,9 @@ def test_ten_steps_of_adamw(calc):
     config, params = load("float32")
     moments, losses = optim.zero_moments(params), []
     for step in range(1, 11):
-        terms, cache = model.soft_forward(params, config, BATCH, LABELS, COSTS, calc)
+        terms, cache = soft.soft_forward(params, config, BATCH, LABELS, COSTS, calc)
         losses.append(terms["loss"])
-        grads = model.soft_backward(cache)
+        grads = soft.soft_backward(cache)
         scale = optim.clip_scale(optim.gradient_norm(grads, calc))
         optim.adamw(params, grads, moments, step, dict.fromkeys(params, 3e-3), calc, scale=scale)
     np.testing.assert_allclose(losses, GOLDEN["adamw_losses"], rtol=0, atol=1e-4)

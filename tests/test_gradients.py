@@ -7,8 +7,8 @@ from gradcheck import check_gradient, check_op
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidact import bert, dact, model, ops
-from minidact.config import Config, Halting
+from minidact import bert, dact, model, ops, planning, soft, token_gates
+from minidact.config import Config, Halting, Planning, Tokens
 from minidact.ragged import Batch
 
 sizes = st.integers(1, 6)
@@ -109,10 +109,12 @@ def test_rows(kind, seed, offsets, columns):
     check_op(getattr(ops, f"{kind}_forward"), getattr(ops, f"{kind}_backward"), args, rng)
 
 
-@given(seeds, offsets_strategy(), st.integers(1, 3), sizes, st.booleans())
-def test_attention(seed, offsets, heads, head_size, dropped):
+@given(seeds, offsets_strategy(), st.integers(1, 3), sizes, st.booleans(), st.booleans())
+def test_attention(seed, offsets, heads, head_size, dropped, gated):
     rng = np.random.default_rng(seed)
     args = {"qkv": rng.standard_normal((offsets[-1], 3 * heads * head_size))}
+    if gated:
+        args["gates"] = rng.uniform(0.05, 1, offsets[-1])
     drop = None
     if dropped:
         drop = ops.dropout_mask(ops.attention_size(offsets, heads), 0.3, rng, np.dtype(np.float64))
@@ -121,7 +123,11 @@ def test_attention(seed, offsets, heads, head_size, dropped):
         out, _, cache = ops.attention_forward(**a, offsets=offsets, num_heads=heads, drop=drop)
         return out, cache
 
-    check_op(forward, ops.attention_backward, args, rng)
+    def backward(dout, cache):
+        dqkv, dgates = ops.attention_backward(dout, cache)
+        return (dqkv, dgates) if gated else dqkv
+
+    check_op(forward, backward, args, rng)
 
 
 # ---------------------------------------------------------------------------- DACT
@@ -153,21 +159,24 @@ def test_unit(seed, rows, classes, sees):
         check_gradient(swapped, lambda c, name=name: gradients(c)[1][name], params[name], rng, name)
 
 
-@given(seeds, st.integers(1, 6), sizes, st.integers(2, 4))
-def test_accumulation(seed, layers, rows, classes):
+@given(seeds, st.integers(1, 6), sizes, st.integers(2, 4), st.booleans())
+def test_accumulation(seed, layers, rows, classes, planned):
     rng = np.random.default_rng(seed)
     y = ops.softmax_forward(rng.standard_normal((layers, rows, classes)))[0]
     h = rng.uniform(0.05, 0.95, (layers, rows))
+    u = rng.uniform(size=(layers, rows)) if planned else None
     va, vp = rng.standard_normal((rows, classes)), rng.standard_normal((layers, rows))
 
-    def value(y, h):
-        a, p, _ = dact.accumulate_forward(y, h)
+    def value(y, h, u):
+        a, p, _ = dact.accumulate_forward(y, h, u)
         return np.sum(va * a) + np.sum(vp * p)
 
-    cache = dact.accumulate_forward(y, h)[-1]
+    cache = dact.accumulate_forward(y, h, u)[-1]
     back = lambda c: dact.accumulate_backward(c * va, c * vp, cache)  # noqa: E731
-    check_gradient(lambda y: value(y, h), lambda c: back(c)[0], y, rng, "y")
-    check_gradient(lambda h: value(y, h), lambda c: back(c)[1], h, rng, "h")
+    check_gradient(lambda y: value(y, h, u), lambda c: back(c)[0], y, rng, "y")
+    check_gradient(lambda h: value(y, h, u), lambda c: back(c)[1], h, rng, "h")
+    if planned:
+        check_gradient(lambda u: value(y, h, u), lambda c: back(c)[2], u, rng, "u")
 
 
 @given(seeds, st.integers(1, 4), sizes, st.integers(2, 4))
@@ -185,21 +194,73 @@ def test_losses_of_halting(seed, layers, rows, classes):
         check_op(forward, dact.ponder_cost_backward, {"p": p, "h": h}, rng)
 
 
+# ---------------------------------------------------------------------------- gates
+
+
+@given(seeds, sizes, sizes, st.integers(1, 4), st.integers(1, 3))
+def test_planner(seed, rows, size, width, decisions):
+    rng = np.random.default_rng(seed)
+    table = planning.shapes("planning.path", size, width, decisions)
+    params = {name: rng.standard_normal(shape) for name, shape in table.items()}
+    s = rng.standard_normal((rows, size))
+    cache = planning.planner_forward(s, params, "planning.path")[1]
+
+    def value(s, params):
+        return planning.planner_forward(s, params, "planning.path")[0]
+
+    check_gradient(
+        lambda s: value(s, params), lambda v: planning.planner_backward(v, cache, {}), s, rng, "s"
+    )
+    for name in table:
+
+        def gradient(v, name=name):
+            grads = {}
+            planning.planner_backward(v, cache, grads)
+            return grads[name]
+
+        swapped = lambda x, name=name: value(s, {**params, name: x})  # noqa: E731
+        check_gradient(swapped, gradient, params[name], rng, name)
+
+
+@given(seeds, sizes, sizes, st.sampled_from([None, 0.4]))
+def test_mix_and_cost_of_planning(seed, rows, columns, target):
+    rng = np.random.default_rng(seed)
+    args = {"f": rng.standard_normal((rows, columns)), "x": rng.standard_normal((rows, columns))}
+    args["w"] = rng.uniform(size=rows)
+    check_op(planning.mix_forward, planning.mix_backward, args, rng)
+    forward = lambda pi: planning.cost_forward(pi, target)  # noqa: E731
+    check_op(forward, planning.cost_backward, {"pi": rng.uniform(size=(rows, columns))}, rng)
+
+
+@given(seeds, sizes, sizes)
+def test_token_gates_and_their_costs(seed, layers, bins):
+    rng = np.random.default_rng(seed)
+    gates = rng.uniform(size=(layers, bins))
+    check_op(token_gates.l1_forward, token_gates.l1_backward, {"gates": gates}, rng)
+    check_op(token_gates.bimodal_forward, token_gates.bimodal_backward, {"gates": gates}, rng)
+    index = rng.integers(-1, bins, 9)
+    args = {"gates": gates[0], "index": index}
+    check_op(token_gates.gates_forward, token_gates.gates_backward, args, rng)
+
+
 # ---------------------------------------------------------------------------- encoder and loss
 
 
-def small_config(heads=2, layers=2, halting=None, summary="cls", **changes):
+def small_config(heads=2, layers=2, summary="cls", **changes):
     return Config(
         vocab_size=11, hidden_size=3 * heads, num_hidden_layers=layers, num_attention_heads=heads,
         intermediate_size=7, max_position_embeddings=9, layer_norm_eps=1e-2, summary=summary,
-        halting=halting, **changes,
+        **changes,
     )  # fmt: skip
 
 
 def random_params(config, rng):
     """Far from initialisation, so that no gradient is tiny."""
     table = model.shapes(config)
-    return {name: rng.standard_normal(shape) * 0.5 for name, shape in table.items()}
+    params = {name: rng.standard_normal(shape) * 0.5 for name, shape in table.items()}
+    if config.tokens is not None:
+        params[token_gates.NAME] = rng.uniform(0, 1, table[token_gates.NAME])
+    return params
 
 
 def random_batch(offsets, config, rng):
@@ -232,28 +293,51 @@ def test_encoder(seed, offsets, heads, dropout):
         check_gradient(swapped, lambda c, name=name: gradient(c)[name], params[name], rng, name)
 
 
-@pytest.mark.parametrize("kind", ["plain", "regression", "halting"])
+KINDS = {
+    "plain": {},
+    "regression": {"id2label": ("score",), "problem_type": "regression"},
+    "halting": {"halting": Halting(4, False)},
+    "planning": {"planning": Planning("steps", 3)},
+    "path": {"planning": Planning("path", 3)},
+    "tokens": {"tokens": Tokens(3, "relative", "last")},
+    "tokens left": {"tokens": Tokens(3, "absolute", "left")},
+    "halting planning": {"halting": Halting(4, False), "planning": Planning("steps", 3)},
+    "all": {
+        "halting": Halting(4, False), "planning": Planning("steps", 3), "tokens": Tokens(3)
+    },
+    "all left": {
+        "halting": Halting(4, False), "planning": Planning("path", 3),
+        "tokens": Tokens(3, "relative", "left"),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @given(seeds, offsets_strategy(3, 4), st.sampled_from(["cls", "mean"]), st.sampled_from("ph"))
 def test_whole_loss(kind, seed, offsets, summary, ponder):
+    """Every parameter's gradient of the whole loss.
+
+    A drawn u is 0 or 1, and its gradient goes straight through; so that finite differences have
+    something to see, u is pi itself here, for which the same gradient is exact.
+    """
     rng = np.random.default_rng(seed)
-    changes = {"summary": summary, "id2label": ("a", "b", "c")}
-    if kind == "regression":
-        changes |= {"id2label": ("score",), "problem_type": "regression"}
-    config = small_config(halting=Halting(4, False) if kind == "halting" else None, **changes)
+    changes = {"summary": summary, "id2label": ("a", "b", "c")} | KINDS[kind]
+    config = small_config(layers=3, **changes)
     params, batch = random_params(config, rng), random_batch(offsets, config, rng)
-    count = len(offsets) - 1
-    labels = rng.standard_normal(count) if kind == "regression" else rng.integers(0, 3, count)
-    costs = model.Costs(tau=0.3, alpha=0.7, ponder=ponder)
+    count, regression = len(offsets) - 1, config.problem_type == "regression"
+    labels = rng.standard_normal(count) if regression else rng.integers(0, 3, count)
+    costs = soft.Costs(
+        tau=0.3, alpha=0.7, ponder=ponder, layers=0.6, target=0.3, tokens=0.8, bimodal=0.5
+    )
 
-    def value(params):
+    def forward(params):
         rng = np.random.default_rng(seed)  # the same dropout every time
-        return model.soft_forward(params, config, batch, labels, costs, rng=rng)[0]["loss"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(planning, "draw", lambda pi, rng, threshold=0.5: pi)
+            return soft.soft_forward(params, config, batch, labels, costs, rng=rng)
 
-    cache = model.soft_forward(
-        params, config, batch, labels, costs, rng=np.random.default_rng(seed)
-    )[1]
-    grads = model.soft_backward(cache)
+    grads = soft.soft_backward(forward(params)[1])
     assert set(grads) == set(params)
     for name in params:
-        swapped = lambda x, name=name: value({**params, name: x})  # noqa: E731
+        swapped = lambda x, name=name: forward({**params, name: x})[0]["loss"]  # noqa: E731
         check_gradient(swapped, lambda c, name=name: c * grads[name], params[name], rng, name)

@@ -8,8 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_gradients import random_batch, random_params, small_config
 
-from minidact import Model, bert, checkpoint, dact, gemm, kernels, model, ops, ragged
+from minidact import (
+    Model,
+    bert,
+    checkpoint,
+    dact,
+    gemm,
+    hard,
+    kernels,
+    macs,
+    model,
+    ops,
+    ragged,
+    soft,
+)
 from minidact.config import Halting
+from minidact.hard import Knobs
 from minidact.ragged import Batch
 
 
@@ -51,11 +65,11 @@ def test_exact_halting_keeps_every_class_and_halting_is_the_soft_answer(seed, of
     rng = np.random.default_rng(seed)
     config, params = halting_model(rng, summary=summary)
     batch = random_batch(offsets, config, rng)
-    full = model.hard_forward(params, config, batch)
+    full = hard.hard_forward(params, config, batch)
     assert full.layers_run.all()
     np.testing.assert_allclose(full.probs.sum(1), 1)
     for bound in ("tight", "paper"):
-        exact = model.hard_forward(params, config, batch, ("halting",), bound=bound)
+        exact = hard.hard_forward(params, config, batch, Knobs(("halting",), bound=bound))
         assert (exact.probs.argmax(1) == full.probs.argmax(1)).all()
         ran = exact.layers_run.sum(1)
         for b in range(len(ran)):  # a prefix of the layers, ended by the rule and by nothing else
@@ -66,7 +80,7 @@ def test_exact_halting_keeps_every_class_and_halting_is_the_soft_answer(seed, of
                 for n in range(len(left))
             ]
             assert ran[b] == 1 + np.argmax(np.array(margins) >= 0)
-    everything = model.hard_forward(params, config, batch, ("halting",), slack=2.0)
+    everything = hard.hard_forward(params, config, batch, Knobs(("halting",), slack=2.0))
     assert (everything.layers_run.sum(1) == 1).all()
 
 
@@ -76,8 +90,8 @@ def test_soft_and_hard_pass_agree_when_nothing_halts(seed, offsets):
     config, params = halting_model(rng)
     batch = random_batch(offsets, config, rng)
     labels = rng.integers(0, 2, len(offsets) - 1)
-    terms, _ = model.soft_forward(params, config, batch, labels, model.Costs(0, 0))
-    probs = model.hard_forward(params, config, batch).probs
+    terms, _ = soft.soft_forward(params, config, batch, labels, soft.Costs(0, 0))
+    probs = hard.hard_forward(params, config, batch).probs
     picked = np.maximum(probs[np.arange(len(labels)), labels], 1e-8)
     np.testing.assert_allclose(terms["loss"], -np.log(picked).mean())
 
@@ -90,20 +104,20 @@ def test_nothing_adaptive_is_plain_bert_bit_for_bit(calc, offsets, rng):
     states, _ = bert.encoder_forward(params, config, batch, calc)
     summary, _ = bert.summary_forward(states[-1], batch.offsets, "cls", calc)
     logits, _ = bert.classifier_forward(params, config, summary, calc)
-    hard = model.hard_forward(params, config, batch, calc=calc)
-    assert np.array_equal(hard.probs, ops.softmax_forward(logits)[0])
+    answers = hard.hard_forward(params, config, batch, calc=calc)
+    assert np.array_equal(answers.probs, ops.softmax_forward(logits)[0])
 
     config, params = halting_model(rng)
     params = {name: p.astype(np.float32) for name, p in params.items()}
     batch = random_batch(np.array(offsets), config, rng)
-    hard = model.hard_forward(params, config, batch, calc=calc)
+    answers = hard.hard_forward(params, config, batch, calc=calc)
     a, p = np.zeros((len(offsets) - 1, 2), np.float32), np.ones(len(offsets) - 1, np.float32)
     for layer, x in enumerate(bert.encoder_forward(params, config, batch, calc)[0][1:]):
         s, _ = bert.summary_forward(x, batch.offsets, "mean", calc)
         _, y, h, _ = dact.unit_forward(s, params, f"dact.layer.{layer}")
         a, p = dact.accumulate_step(a, p, y, h)
-        assert np.array_equal(hard.so_far[:, layer], a)
-    assert np.array_equal(hard.probs, a)
+        assert np.array_equal(answers.so_far[:, layer], a)
+    assert np.array_equal(answers.probs, a)
 
 
 @given(seeds, offsets_strategy(5, 6), st.booleans())
@@ -113,18 +127,18 @@ def test_a_sentence_does_not_depend_on_its_neighbours(seed, offsets, halting):
     params = {name: p.astype(np.float32) for name, p in params.items()}
     batch = random_batch(offsets, config, rng)
     use = ("halting",) if halting else ()
-    together = model.hard_forward(params, config, batch, use, calc=kernels)
+    together = hard.hard_forward(params, config, batch, Knobs(use), calc=kernels)
     order = rng.permutation(len(offsets) - 1)
     parts = [ragged.split(array, offsets) for array in batch[:2]]
     for b in order:
         alone = Batch(parts[0][b], parts[1][b], np.array([0, len(parts[0][b])]))
-        answer = model.hard_forward(params, config, alone, use, calc=kernels)
+        answer = hard.hard_forward(params, config, alone, Knobs(use), calc=kernels)
         assert np.abs(answer.probs[0] - together.probs[b]).max() < 1e-5
         assert answer.macs[0] == together.macs[b]
     mixed, mixed_offsets = ragged.concatenate([parts[0][b] for b in order])
     segments, _ = ragged.concatenate([parts[1][b] for b in order])
-    shuffled = model.hard_forward(
-        params, config, Batch(mixed, segments, mixed_offsets), use, calc=kernels
+    shuffled = hard.hard_forward(
+        params, config, Batch(mixed, segments, mixed_offsets), Knobs(use), calc=kernels
     )
     assert np.abs(shuffled.probs - together.probs[order]).max() < 1e-5
 
@@ -145,9 +159,9 @@ class Counting:
         self.macs += len(x) * w.size
         return ops.linear_forward(x, w, b)
 
-    def attention_forward(self, qkv, offsets, heads, drop=None):
+    def attention_forward(self, qkv, offsets, heads, drop=None, gates=None):
         self.macs += sum(2 * n * n * qkv.shape[1] // 3 for n in ragged.lengths(offsets))
-        return ops.attention_forward(qkv, offsets, heads, drop)
+        return ops.attention_forward(qkv, offsets, heads, drop, gates)
 
 
 @given(seeds, offsets_strategy(6, 6), st.booleans(), st.floats(0, 1))
@@ -156,9 +170,9 @@ def test_macs_reported_are_macs_executed(seed, offsets, halting, slack):
     config, params = halting_model(rng)
     batch, counting = random_batch(offsets, config, rng), Counting()
     use = ("halting",) if halting else ()
-    answers = model.hard_forward(params, config, batch, use, slack, calc=counting)
+    answers = hard.hard_forward(params, config, batch, Knobs(use, slack), calc=counting)
     assert answers.macs.sum() == counting.macs
-    assert (answers.macs_full == model.full_macs(config, ragged.lengths(offsets))).all()
+    assert (answers.macs_full == macs.full_macs(config, ragged.lengths(offsets))).all()
     assert (answers.macs <= answers.macs_full).all()
     lengths = np.repeat(ragged.lengths(offsets)[:, None], config.num_hidden_layers, 1)
     assert (answers.tokens == lengths * answers.layers_run).all()
@@ -167,7 +181,7 @@ def test_macs_reported_are_macs_executed(seed, offsets, halting, slack):
 def test_macs_of_a_plain_model(rng):
     config, params, _ = checkpoint.load(TINY)
     batch, counting = random_batch(np.array([0, 3, 8]), config, rng), Counting()
-    answers = model.hard_forward(params, config, batch, calc=counting)
+    answers = hard.hard_forward(params, config, batch, calc=counting)
     assert answers.macs.sum() == answers.macs_full.sum() == counting.macs
 
 
@@ -181,7 +195,7 @@ def test_no_layer_runs_once_all_are_decided(rng, monkeypatch):
 
     monkeypatch.setattr(bert, "layer_forward", spy)
     batch = random_batch(np.array([0, 2, 5, 6, 9]), config, rng)
-    answers = model.hard_forward(params, config, batch, ("halting",), slack=0.2)
+    answers = hard.hard_forward(params, config, batch, Knobs(("halting",), slack=0.2))
     assert [layer for layer, _ in called] == list(range(answers.layers_run.any(0).sum()))
     assert [rows for _, rows in called] == [n for n in answers.tokens.sum(0).tolist() if n]
     assert len(called) < 6 or answers.tokens[:, -1].sum() < 9
@@ -233,9 +247,9 @@ def test_the_number_of_threads_changes_no_gradient(rng, monkeypatch):
     batch = random_batch(np.arange(0, 97, 6), config, rng)
 
     def gradients():
-        labels, costs = np.arange(16) % 2, model.Costs()
-        return model.soft_backward(
-            model.soft_forward(params, config, batch, labels, costs, kernels)[1]
+        labels, costs = np.arange(16) % 2, soft.Costs()
+        return soft.soft_backward(
+            soft.soft_forward(params, config, batch, labels, costs, kernels)[1]
         )
 
     before, several = numba.get_num_threads(), gradients()

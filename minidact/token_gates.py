@@ -1,0 +1,128 @@
+"""Token gates: drop words layer by layer (Jeong & Kwak; arXiv 2102.09727), with their regulariser.
+
+The paper learns a gate for every layer and every *rank* that a word can have within its sentence,
+ordered by importance, and drives each gate to 0 or 1. What importance is and how large the costs
+are could not be read; those are ours, and so is what a gate multiplies (below).
+
+    s_i   significance of token i: the attention it received in the last layer that ran, summed over
+          heads and queries, less what it gave itself (PoWER-BERT's score)
+    r(i)  its rank by s within its sentence; [CLS] is pinned to rank 0, whose gate is 1
+    g_l   the gates of layer l = 2..L, one for every bin of ranks, 0 <= g <= 1, from 1 at the start
+    G_l,i = g_l[r(i)] G_{l-1},i          how much token i is still there: it never returns
+
+With relative ranks (the default) bin k of K holds the share k / K .. (k + 1) / K of a sentence's
+ranks, whatever its length; with absolute ones it is the k-th token, and the last bin the rest.
+
+G multiplies a token's weight in every softmax of layer l (ops.attention_forward), and the share of
+layer l's output that its own row takes. So a gate of 0 is the same as removing the row, a gate of 1
+the same as none, and all between is smooth. (Scaling the row instead, x_i <- g x_i, is not: with
+g = 0 its key is the bias, and still gets attention.) The sorting has no gradient.
+
+    L = task loss + lambda_1 sum_l c_l mean_k g_l[k] + lambda_2 mean_lk g_l[k] (1 - g_l[k])
+
+c_l: the multiply-adds that a token kept costs from layer l on, as a share: early gates save more.
+At g = 1 the second term's slope is -lambda_2 and pins the gate there unless lambda_1 c_l is larger:
+lambda_2 rises from 0 when the first term has separated the gates.
+
+In inference rank k stays iff g_l[k] >= 1/2, and rows that do not stay are removed.
+
+This file works on arrays only: it knows neither BERT nor the other mechanisms.
+"""
+
+import numpy as np
+
+from . import ragged
+
+NAME = "tokens.gates"
+OPEN = 0.5  # a gate below this is closed
+
+
+def shapes(layers: int, bins: int) -> dict:
+    """The gates of the layers after the first."""
+    return {NAME: (layers - 1, bins)}
+
+
+# ---------------------------------------------------------------------------- ranks
+
+
+def bins_of(significance, there, offsets, bins: int, relative: bool = True, keep: float = 1.0):
+    """Each token's bin (T,), or -1 where no gate is asked: [CLS], and tokens dropped before.
+
+    significance (T,); there (T,) bool: not dropped yet. keep: ranks count 1 / keep of what they
+    are, so that more than 1 keeps more tokens, and less keeps fewer.
+    """
+    first, n = offsets[:-1], ragged.lengths(offsets)
+    sentence, place = np.repeat(np.arange(len(n)), n), ragged.positions(offsets)
+    group = np.where(
+        place == 0, 0, np.where(there, 1, 2)
+    )  # [CLS], then who is there, then the rest
+    order = np.lexsort((-significance, group, sentence))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = place
+    alive = np.add.reduceat(there.astype(np.int64), first) - 1  # beside [CLS]
+    if relative:
+        others = np.maximum(np.repeat(alive, n), 1)
+        index = ((rank - 1) * bins / (others * keep)).astype(np.int64)
+    else:
+        index = ((rank - 1) / keep).astype(np.int64)
+    return np.where(group == 1, np.minimum(index, bins - 1), -1)
+
+
+# ---------------------------------------------------------------------------- gates
+
+
+def gates_forward(gates, index):
+    """gates (K,) of one layer, index (T,) as bins_of says -> g (T,), 1 where index is -1."""
+    return np.where(index < 0, gates.dtype.type(1), gates[index]), (gates.shape, index)
+
+
+def gates_backward(dg, cache):
+    """dg (T,) -> dgates (K,)."""
+    shape, index = cache
+    asked = index >= 0
+    return np.bincount(index[asked], dg[asked], shape[0]).astype(dg.dtype)
+
+
+def stays(gates, index):
+    """Which rows go on (T,) bool: the hard gates."""
+    return (index < 0) | (gates[index] >= OPEN)
+
+
+# ---------------------------------------------------------------------------- costs
+
+
+def depth_shares(layers: int):
+    """c_l for the layers 2..L: how much of a model's depth lies from layer l on. (L - 1,)."""
+    left = np.arange(layers - 1, 0, -1)
+    return left / left.sum()
+
+
+def l1_forward(gates):
+    """gates (L - 1, K) -> sum_l c_l mean_k g_l[k]: 1 when all are open."""
+    shares = depth_shares(len(gates) + 1).astype(gates.dtype)
+    return (shares * gates.mean(1)).sum(), (shares, gates.shape)
+
+
+def l1_backward(dcost, cache):
+    shares, shape = cache
+    return np.tile((dcost * shares / shape[1])[:, None], (1, shape[1])).astype(shares.dtype)
+
+
+def bimodal_forward(gates):
+    """gates -> the mean of g (1 - g): 0 when every gate is 0 or 1."""
+    return (gates * (1 - gates)).mean(), gates
+
+
+def bimodal_backward(dcost, cache):
+    gates = cache
+    return ((1 - 2 * gates) * (dcost / gates.size)).astype(gates.dtype)
+
+
+def decided(gates):
+    """The gates as inference takes them: each 0 or 1."""
+    return (gates >= OPEN).astype(gates.dtype)
+
+
+def undecided(gates) -> float:
+    """Mean of min(g, 1 - g): how far the gates are from 0 and 1."""
+    return float(np.minimum(gates, 1 - gates).mean())

@@ -1,0 +1,252 @@
+"""Planning gates and token gates, alone and together with halting: what they promise."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from conftest import offsets_strategy, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+from test_gradients import random_batch, random_params, small_config
+from test_model import Counting
+
+from minidact import bert, hard, kernels, model, ops, planning, ragged, soft, token_gates
+from minidact.config import MECHANISMS, Halting, Planning, Tokens
+from minidact.hard import Knobs
+from minidact.ragged import Batch
+
+uses = st.lists(st.sampled_from(MECHANISMS), unique=True).map(tuple)
+planners, ranks = st.sampled_from(["steps", "path"]), st.sampled_from(["relative", "absolute"])
+pools, summaries = st.sampled_from(["last", "left"]), st.sampled_from(["cls", "mean"])
+
+
+@st.composite
+def gated_models(draw, layers=4, halting=True):
+    """A model whose gates are 0 or 1, and that plans and halts one way here, another there."""
+    rng = np.random.default_rng(draw(seeds))
+    config = small_config(
+        layers=layers, summary=draw(summaries), halting=Halting(4, True) if halting else None,
+        planning=Planning(draw(planners), 3), tokens=Tokens(4, draw(ranks), draw(pools)),
+    )  # fmt: skip
+    params = random_params(config, rng)
+    params[token_gates.NAME] = rng.integers(0, 2, params[token_gates.NAME].shape).astype(float)
+    for name in params:
+        if name.endswith("classifier.weight"):
+            params[name] *= 6
+        if name.endswith("halting.bias"):
+            params[name] -= 3
+    return config, params, rng
+
+
+# ---------------------------------------------------------------------------- the two passes
+
+
+@given(gated_models(halting=True), offsets_strategy(4, 6), st.sampled_from(["both", *MECHANISMS]))
+def test_soft_and_hard_pass_agree_for_gates_at_0_and_1(gated, offsets, which):
+    config, params, rng = gated
+    if which == "planning":
+        params[token_gates.NAME][:] = 1
+    if which == "tokens":
+        params = {k: np.where(k.startswith("planning."), 9, p) for k, p in params.items()}
+    batch = random_batch(offsets, config, rng)
+    labels = rng.integers(0, 2, len(offsets) - 1)
+    terms, _ = soft.soft_forward(params, config, batch, labels, soft.Costs(0, 0))
+    answers = hard.hard_forward(params, config, batch, Knobs(("planning", "tokens")))
+    picked = np.maximum(answers.probs[np.arange(len(labels)), labels], 1e-8)
+    np.testing.assert_allclose(terms["answer"], -np.log(picked).mean(), rtol=1e-9)
+
+
+@given(gated_models(halting=False), offsets_strategy(4, 6))
+def test_soft_and_hard_pass_agree_without_halting(gated, offsets):
+    config, params, rng = gated
+    batch, labels = random_batch(offsets, config, rng), rng.integers(0, 2, len(offsets) - 1)
+    terms, _ = soft.soft_forward(params, config, batch, labels, soft.Costs())
+    probs = hard.hard_forward(params, config, batch, Knobs(("planning", "tokens"))).probs
+    expected = -np.log(probs[np.arange(len(labels)), labels]).mean()
+    np.testing.assert_allclose(terms["loss"], expected, rtol=1e-9)
+
+
+@given(gated_models(), offsets_strategy(4, 6), uses, st.sampled_from(["tight", "paper"]))
+def test_halting_changes_no_class_whatever_the_gates_do(gated, offsets, use, bound):
+    config, params, rng = gated
+    batch = random_batch(offsets, config, rng)
+    others = tuple(name for name in use if name != "halting")
+    through = hard.hard_forward(params, config, batch, Knobs(others))
+    halted = hard.hard_forward(params, config, batch, Knobs((*others, "halting"), bound=bound))
+    assert (halted.probs.argmax(1) == through.probs.argmax(1)).all()
+    assert (halted.macs <= through.macs).all()
+    assert (halted.layers_run <= through.layers_run).all()
+
+
+@given(gated_models(), offsets_strategy(4, 6), uses, st.floats(0, 1), st.floats(0.3, 0.7))
+def test_macs_reported_are_macs_executed(gated, offsets, use, slack, threshold):
+    config, params, rng = gated
+    batch, counting = random_batch(offsets, config, rng), Counting()
+    knobs = Knobs(use, slack, threshold=threshold)
+    answers = hard.hard_forward(params, config, batch, knobs, calc=counting)
+    assert answers.macs.sum() == counting.macs
+    # what is reported as a token's last layer is what the layers worked on
+    sentence = np.repeat(np.arange(len(offsets) - 1), ragged.lengths(offsets))
+    for layer in range(config.num_hidden_layers):
+        there = np.bincount(sentence[answers.stayed > layer], minlength=len(offsets) - 1)
+        assert (answers.tokens[:, layer] == there * answers.layers_run[:, layer]).all()
+
+
+@given(gated_models(), offsets_strategy(5, 6), uses)
+def test_a_sentence_does_not_depend_on_its_neighbours(gated, offsets, use):
+    config, params, rng = gated
+    batch = random_batch(offsets, config, rng)
+    together = hard.hard_forward(params, config, batch, Knobs(use))
+    parts = [ragged.split(array, offsets) for array in batch[:2]]
+    for b in range(len(offsets) - 1):
+        alone = Batch(parts[0][b], parts[1][b], np.array([0, len(parts[0][b])]))
+        answer = hard.hard_forward(params, config, alone, Knobs(use))
+        np.testing.assert_allclose(answer.probs[0], together.probs[b], atol=1e-9)
+        assert answer.macs[0] == together.macs[b]
+
+
+def test_a_layer_left_out_is_not_called(rng, monkeypatch):
+    config = small_config(layers=5, planning=Planning())
+    params = random_params(config, rng)
+    for layer in range(1, 5):  # nobody takes the layers 1 and 3
+        params[f"planning.layer.{layer}.gate.weight"][:] = 0
+        params[f"planning.layer.{layer}.gate.bias"][:] = 1 if layer % 2 == 0 else -1
+    called, layer_forward = [], bert.layer_forward
+
+    def spy(params, config, layer, x, *rest):
+        called.append((layer, len(x)))
+        return layer_forward(params, config, layer, x, *rest)
+
+    monkeypatch.setattr(bert, "layer_forward", spy)
+    batch = random_batch(np.array([0, 2, 5]), config, rng)
+    answers = hard.hard_forward(params, config, batch, Knobs(("planning",)))
+    assert called == [(0, 5), (2, 5), (4, 5)]
+    assert (answers.layers_run == [True, False, True, False, True]).all()
+    # and a layer that some take runs on their rows only
+    batch = random_batch(np.arange(13) * 3, config, rng)
+    x, _ = bert.embeddings_forward(params, config, batch)
+    s = bert.layer_forward(params, config, 0, x, batch.offsets)[0][::3]
+    some = "planning.layer.1"
+    params[f"{some}.gate.weight"] = rng.standard_normal((1, 64))
+    pi, _ = planning.planner_forward(s, params, some)
+    params[f"{some}.gate.bias"] -= np.median(np.log(pi / (1 - pi)))
+    called.clear()
+    answers = hard.hard_forward(params, config, batch, Knobs(("planning",)))
+    took = answers.layers_run[:, 1].sum()
+    assert 0 < took < 12
+    assert called[1] == (1, 3 * took)
+
+
+# ---------------------------------------------------------------------------- planning
+
+
+def test_the_gradient_goes_straight_through(rng, monkeypatch):
+    config = small_config(layers=3, planning=Planning(width=3))
+    params, offsets = random_params(config, rng), np.array([0, 2, 5, 6])
+    batch, labels = random_batch(offsets, config, rng), np.array([0, 1, 1])
+    seen = {"dpi": [], "dw": []}
+    planner_backward, mix_backward = planning.planner_backward, planning.mix_backward
+
+    def spy_planner(dpi, *rest):
+        seen["dpi"].append(dpi[:, 0])
+        return planner_backward(dpi, *rest)
+
+    def spy_mix(dout, cache):
+        f, x, _ = cache
+        seen["dw"].append(np.add.reduceat((dout * (f - x)).sum(1), offsets[:-1]))
+        return mix_backward(dout, cache)
+
+    monkeypatch.setattr(planning, "planner_backward", spy_planner)
+    monkeypatch.setattr(planning, "mix_backward", spy_mix)
+    cache = soft.soft_forward(params, config, batch, labels, soft.Costs(), rng=rng)[1]
+    soft.soft_backward(cache)
+    for dpi, dw in zip(seen["dpi"], seen["dw"], strict=False):  # layers 2 and 1; then layer 0
+        np.testing.assert_allclose(dpi, dw)  # du = <dx_{l+1}, F_l(x_l) - x_l>
+    assert len(seen["dpi"]) == 2
+
+
+def test_while_exploring_a_planner_learns_nothing(rng):
+    config = small_config(layers=3, planning=Planning(width=3))
+    params, batch = random_params(config, rng), random_batch(np.array([0, 2, 5]), config, rng)
+    costs = soft.Costs(explore=0.5)
+    cache = soft.soft_forward(params, config, batch, np.array([0, 1]), costs, rng=rng)[1]
+    grads = soft.soft_backward(cache)
+    assert all(not g.any() for name, g in grads.items() if name.startswith("planning."))
+
+
+def test_layers_are_drawn_with_the_planners_probability(rng):
+    pi = np.repeat([0.1, 0.5, 0.9], 20_000)
+    u = planning.draw(pi, rng)
+    assert set(u) == {0, 1}
+    np.testing.assert_allclose(u.reshape(3, -1).mean(1), [0.1, 0.5, 0.9], atol=0.02)
+    assert planning.draw(np.array([0.4, 0.5, 0.6]), None).tolist() == [0, 1, 1]
+    assert planning.draw(np.array([0.4, 0.5, 0.6]), None, 0.55).tolist() == [0, 0, 1]
+
+
+# ---------------------------------------------------------------------------- token gates
+
+
+@given(seeds, offsets_strategy(4, 9), st.integers(1, 6), st.booleans())
+def test_bins(seed, offsets, bins, relative):
+    rng = np.random.default_rng(seed)
+    significance, there = rng.random(offsets[-1]), rng.random(offsets[-1]) < 0.7
+    there[offsets[:-1]] = True
+    index = token_gates.bins_of(significance, there, offsets, bins, relative)
+    for lo, hi in pairwise(offsets):
+        assert index[lo] == -1  # [CLS]
+        rows = lo + 1 + np.flatnonzero(there[lo + 1 : hi])
+        assert (np.delete(index[lo:hi], rows - lo) == -1).all()  # who is gone is not asked
+        by_rank = index[rows[np.argsort(-significance[rows])]]
+        k = np.arange(len(rows))
+        expected = k * bins // max(len(rows), 1) if relative else np.minimum(k, bins - 1)
+        assert (by_rank == expected).all()
+    # with gates that fall with the rank, a larger `keep` keeps more
+    gates = np.linspace(1, 0, bins)
+    stays = [
+        token_gates.stays(
+            gates, token_gates.bins_of(significance, there, offsets, bins, relative, k)
+        )
+        for k in (0.5, 1, 2)
+    ]
+    assert (stays[0] <= stays[1]).all()
+    assert (stays[1] <= stays[2]).all()
+
+
+@pytest.mark.parametrize("calc", [ops, kernels])
+def test_a_gate_of_0_is_the_same_as_removing_the_row(calc, rng):
+    offsets, gates = np.array([0, 40, 45]), np.ones(45)
+    gates[[3, 7, 8, 39, 42]] = 0
+    qkv = rng.standard_normal((45, 3 * 8))
+    if calc is kernels:
+        qkv, gates = qkv.astype(np.float32), gates.astype(np.float32)
+    out, received, _ = calc.attention_forward(qkv, offsets, 2, None, gates)
+    rows, fewer = ragged.thin(offsets, gates > 0)
+    expected, expected_received, _ = calc.attention_forward(qkv[rows], fewer, 2)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if calc is kernels else {"rtol": 1e-12}
+    np.testing.assert_allclose(out[rows], expected, **tolerance)
+    np.testing.assert_allclose(received[rows], expected_received, **tolerance)
+    assert not received[gates == 0].any()
+    qkv[[3, 7, 8, 39, 42]] = 5  # nobody looks there
+    again, _, _ = calc.attention_forward(qkv, offsets, 2, None, gates)
+    np.testing.assert_allclose(again[rows], out[rows], **tolerance)
+
+
+def test_early_gates_save_more_and_so_cost_more():
+    shares = token_gates.depth_shares(6)
+    assert shares.sum() == pytest.approx(1)
+    assert (np.diff(shares) < 0).all()
+    gates = np.ones((5, 8))
+    assert token_gates.l1_forward(gates)[0] == pytest.approx(1)
+    assert token_gates.bimodal_forward(gates)[0] == 0
+    assert token_gates.undecided(np.array([0.1, 0.95, 0.0, 1.0])) == pytest.approx(0.0375)
+    assert token_gates.decided(np.array([0.1, 0.5, 0.95])).tolist() == [0, 1, 1]
+
+
+def test_a_new_model_has_open_gates_and_hardly_any_layer_left_out(rng):
+    config = small_config(layers=3, planning=Planning(), tokens=Tokens())
+    params = model.init_params(config, rng)
+    assert (params[token_gates.NAME] == 1).all()
+    batch = random_batch(np.array([0, 2, 5]), config, rng)
+    answers = hard.hard_forward(params, config, batch, Knobs(("planning", "tokens")))
+    assert answers.layers_run.all()
+    assert (answers.tokens == [[2] * 3, [3] * 3]).all()
