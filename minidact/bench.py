@@ -333,7 +333,7 @@ def growth(config) -> list[dict]:
             none, scale = np.empty(0, np.float32), np.float32(0.1)
             for _ in range(layers):
                 heads = config.num_attention_heads
-                kernels.attend(qkv, offsets, heads, none, scale, mixed, received, none)
+                kernels.attend(qkv, offsets, heads, none, none, scale, mixed, received, none)
 
         row = {"grows": what, "sentences": sentences, "tokens": tokens, "layers": layers}
         out.append({**row, "ms": quickest(run) * 1e3, "attention_ms": quickest(attention) * 1e3})

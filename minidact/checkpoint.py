@@ -273,7 +273,7 @@ def save(directory, config: Config, params: dict, tokenizer: Tokenizer, dtype=np
         if not np.isfinite(array).all():
             raise InputError(f"{directory} was not written: {name} does not fit {array.dtype}")
     write_file(directory / "model.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
-    write_file(directory / "config.json", json.dumps(config.to_dict(), indent=2).encode() + b"\n")
+    save_config(directory, config)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: cutting is the reader's choice
     tokenizer.no_truncation()
     write_file(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode() + b"\n")
@@ -303,3 +303,9 @@ def write_file(path: Path, data: bytes) -> None:
     finally:
         if name is not None:
             Path(name).unlink(missing_ok=True)
+
+
+def save_config(directory, config: Config) -> None:
+    """config.json alone."""
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    write_file(Path(directory) / "config.json", text.encode())

@@ -16,6 +16,13 @@ from .errors import InputError
 
 MECHANISMS = ("halting", "planning", "tokens")  # what `use` may name
 SUMMARIES = ("cls", "mean")
+TRAINED = (
+    "dact",
+    "deebert",
+    "fastbert",
+    "pabee",
+    "pondernet",
+)  # how halting's heads may be trained
 
 # Every size has bounds: a config.json is somebody's file, and nothing is allocated on its word.
 BOUNDS = {
@@ -35,10 +42,12 @@ class Halting:
 
     trunk_size: width of the hidden layer that the class head and the halting head share.
     sees_confidence: the halting head also reads the top probability of y_n (no gradient).
+    trained: "dact", or as one of its neighbours, of exits.py, which share the units' shape.
     """
 
     trunk_size: int = 128
     sees_confidence: bool = True
+    trained: str = "dact"
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Config:
     problem_type: "single_label_classification" or "regression" (one output, no halting).
     halting: the DACT units, or None for a plain BERT (pooler and classifier).
     planning, tokens: planning gates and token gates, or None.
+    budgets: {"macs_fraction", "knobs"} as measured by evaluate --calibrate, cheapest first.
     """
 
     vocab_size: int = 30522
@@ -93,6 +103,7 @@ class Config:
     halting: Halting | None = None
     planning: Planning | None = None
     tokens: Tokens | None = None
+    budgets: tuple[dict, ...] = field(default=(), compare=False)
     extra: dict[str, Any] = field(default_factory=dict, compare=False)  # keys we keep, not read
 
     @property
@@ -155,6 +166,8 @@ class Config:
         for name in MECHANISMS:
             if (mechanism := raw.pop(name)) is not None:
                 ours[name] = mechanism
+        if budgets := raw.pop("budgets"):
+            ours["budgets"] = list(budgets)
         raw["id2label"] = {str(i): name for i, name in enumerate(self.id2label)}
         raw["label2id"] = {name: i for i, name in enumerate(self.id2label)}
         # dtype: what `transformers` is to compute in, however the tensors are stored
@@ -195,15 +208,17 @@ def _labels(raw: dict) -> tuple[str, ...]:
 
 def _ours(raw: Any) -> dict[str, Any]:
     """The "minidact" key: which summary, which mechanisms."""
-    if not isinstance(raw, dict) or set(raw) - {"summary", *MECHANISMS}:
-        raise InputError(f'config.json: "minidact" may hold summary, {", ".join(MECHANISMS)} only')
+    known = ("summary", *MECHANISMS, "budgets")
+    if not isinstance(raw, dict) or set(raw) - set(known):
+        raise InputError(f'config.json: "minidact" may hold {", ".join(known)} only')
     summary = raw.get("summary", "cls")
     if summary not in SUMMARIES:
         raise InputError(f"config.json: summary is {summary!r}, not one of {', '.join(SUMMARIES)}")
     choices = {"planner": ("steps", "path"), "ranks": ("relative", "absolute")}
     choices["pool"] = ("last", "left")
+    choices["trained"] = TRAINED
     most = {"trunk_size": 65_536, "width": 65_536, "bins": 4_096}
-    values = {"summary": summary}
+    values = {"summary": summary, "budgets": _budgets(raw.get("budgets", []))}
     for mechanism, kind in (("halting", Halting), ("planning", Planning), ("tokens", Tokens)):
         given = raw.get(mechanism)
         if given is None:
@@ -227,3 +242,21 @@ def _ours(raw: Any) -> dict[str, Any]:
                 raise InputError(f"{at} is not true or false")
         values[mechanism] = kind(**whole)
     return values
+
+
+def _budgets(raw: Any) -> tuple[dict, ...]:
+    """What --budget chooses from; the knobs themselves are checked when they are used."""
+    knobs = {"use", "slack", "threshold", "keep"}
+    for entry in raw if isinstance(raw, list) else [None]:
+        if (
+            not isinstance(entry, dict)
+            or set(entry) != {"macs_fraction", "knobs"}
+            or not isinstance(entry["macs_fraction"], int | float)
+            or not isinstance(entry["knobs"], dict)
+            or set(entry["knobs"]) - knobs
+        ):
+            raise InputError(
+                'config.json: minidact.budgets is not a list of {"macs_fraction": number, "knobs": '
+                f"{{{', '.join(sorted(knobs))}}}}}"
+            )
+    return tuple(raw)

@@ -167,21 +167,25 @@ def ponder_cost_backward(dcost, cache):
     return (share, np.zeros_like(share)) if kind == "p" else (np.zeros_like(share), share)
 
 
-def heads_loss_forward(z, targets):
+def heads_loss_forward(z, targets, weights=None):
     """z, targets (L, B, Y), logits and probabilities -> mean over n, b of CE(y_n, target).
+
+    weights (L,), which sum to 1: of the layers, else all count the same.
 
     Our addition. With a loss on a_L alone the early heads starve: what a later layer overwrites
     gets no gradient, nothing becomes ready early, and nothing halts.
     """
     shifted = z - z.max(-1, keepdims=True)
     log_y = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return -(targets * log_y).sum(-1).mean(), (log_y, targets)
+    weights = np.full(len(z), 1 / len(z)) if weights is None else weights
+    weights = (weights / z.shape[1]).astype(z.dtype)[:, None]  # (L, 1)
+    return -((targets * log_y).sum(-1) * weights).sum(), (log_y, targets, weights)
 
 
 def heads_loss_backward(dloss, cache):
     """-> dz (L, B, Y)."""
-    log_y, targets = cache
-    return (np.exp(log_y) - targets) * (dloss / log_y[..., 0].size).astype(log_y.dtype)
+    log_y, targets, weights = cache
+    return (np.exp(log_y) - targets) * (dloss * weights[..., None]).astype(log_y.dtype)
 
 
 # ---------------------------------------------------------------------------- when to stop

@@ -1,14 +1,17 @@
 """Scores and costs on a labelled file: `python -m minidact.evaluate --data dev.tsv`."""
 
 import argparse
+import dataclasses
+import importlib.util
 import json
+import os
 import sys
 import time
 
 import numpy as np
 from tqdm import tqdm
 
-from . import data, metrics
+from . import checkpoint, data, metrics, sweep
 from .errors import InputError, run_command
 from .infer import add_model_options, load_model
 from .predict import Model
@@ -28,6 +31,10 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print one JSON object")
     add("--batch-size", type=int, default=32, help="texts per batch, as they come (default 32)")
     add("--metric", choices=metrics.METRICS, help="default: by the file's layout, else accuracy")
+    add("--sweep", action="store_true", help="every mechanism and neighbour over its knob's range")
+    add("--plot", metavar="FILE", help="with --sweep: draw it (.svg, .png, ..; needs matplotlib)")
+    add("--calibrate", action="store_true", help="with --sweep: store in --model's config.json "
+        "which knobs spend how much, for --budget")  # fmt: skip
     add_model_options(p)
     return p
 
@@ -36,11 +43,27 @@ def main() -> None:
     options = parser().parse_args()
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}; it must be at least 1")
+    if (options.plot or options.calibrate) and not options.sweep:
+        raise InputError("--plot and --calibrate go with --sweep")
+    if options.calibrate and not os.path.isdir(options.model or ""):
+        raise InputError("--calibrate needs --model with a directory to write to")
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib: pip install 'minidact[plot]'")
     examples = data.read_examples(options.data)
     model, how = load_model(options)
     labels = data.label_ids(examples, model.config, options.data)
-    result = evaluate(model, examples, labels, options.metric, options.batch_size, how)
-    print(json.dumps(result) if options.json else table(result))
+    fixed = (model, examples, labels, options.metric, options.batch_size)
+    if not options.sweep:
+        result = evaluate(*fixed, how)
+        print(json.dumps(result) if options.json else table(result))
+        return
+    result = sweep.sweep(model.config, lambda knobs: evaluate(*fixed, knobs), tqdm)
+    print(json.dumps(result) if options.json else sweep.table(result))
+    if options.plot:
+        sweep.plot(result, options.plot)
+    if options.calibrate:
+        config = dataclasses.replace(model.config, budgets=tuple(result["budgets"]))
+        checkpoint.save_config(options.model, config)
 
 
 def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=None) -> dict:
@@ -58,7 +81,9 @@ def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=Non
     model.run(
         first, runs["_full"]
     )  # what only large batches need is compiled here, not on the clock
-    for turn, start in enumerate(tqdm(starts, unit="batch", disable=not sys.stderr.isatty())):
+    for turn, start in enumerate(
+        tqdm(starts, unit="batch", leave=False, disable=not sys.stderr.isatty())
+    ):
         part = slice(start, start + batch_size)
         texts, pairs = examples.texts[part], examples.pairs and examples.pairs[part]
         for key in list(runs) if turn % 2 else reversed(runs):

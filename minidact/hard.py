@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import bert, dact, ops, planning, ragged, token_gates
+from . import bert, dact, exits, ops, planning, ragged, token_gates
 from .config import Config
 from .macs import full_macs, macs
 from .model import planner_name, unit_name
@@ -44,6 +44,8 @@ class Knobs(NamedTuple):
     slack, bound: of halting, see dact.halts and dact.margin.
     threshold: of planning; a layer is included if its pi is at least this.
     keep: of token gates; 2 keeps a token as if it ranked half as low, 0.5 as if twice as low.
+    rule, at: halt by a rule of exits.py and its knob, and answer with y_n instead of a_n. None: as
+    the heads were trained (for DACT: by dact.margin, with slack and bound), at the usual value.
     """
 
     use: tuple[str, ...] = ()
@@ -51,6 +53,8 @@ class Knobs(NamedTuple):
     bound: str = "tight"
     threshold: float = 0.5
     keep: float = 1.0
+    rule: str | None = None
+    at: float | None = None
 
 
 NOTHING = Knobs()  # nothing adaptive
@@ -81,6 +85,9 @@ class _Pass:
     def __init__(self, params, config: Config, batch: Batch, knobs: Knobs, calc, encoder):
         self.params, self.config, self.knobs = params, config, knobs
         self.calc, self.encoder = calc, encoder
+        self.rule = (
+            knobs.rule or exits.OWN_RULE[config.halting.trained if config.halting else "dact"]
+        )
         count, layers = len(batch.offsets) - 1, config.num_hidden_layers
         self.all_lengths = ragged.lengths(batch.offsets)
         self.workspace = encoder and encoder.workspace(batch.offsets)
@@ -93,6 +100,7 @@ class _Pass:
         self.dropped = np.zeros((count, size), dtype)
         self.s = self._summary() if "planning" in knobs.use else np.zeros((count, size), dtype)
         self.a, self.p = np.zeros((count, config.num_labels), dtype), np.ones(count, dtype)
+        self.y, self.h = np.zeros((layers, *self.a.shape), dtype), np.ones((layers, count), dtype)
         # what is reported
         self.asked = np.zeros(count, np.int64)
         self.tokens, self.stayed = np.zeros((count, layers), np.int64), np.full(len(self.x), layers)
@@ -161,12 +169,19 @@ class _Pass:
         ran, left = self.alive[run], self.config.num_hidden_layers - layer - 1
         if len(ran):
             _, y, h, _ = dact.unit_forward(self.s[ran], self.params, unit_name(layer), self.calc)
-            self.a[ran], self.p[ran] = dact.accumulate_step(self.a[ran], self.p[ran], y, h)
+            self.y[layer, ran], self.h[layer, ran] = y, h
+            a, self.p[ran] = dact.accumulate_step(self.a[ran], self.p[ran], y, h)
+            self.a[ran] = a if self.rule == "dact" else y
             self.so_far[ran, layer], self.doubts[ran, layer] = self.a[ran], self.p[ran]
         # those that left the layer out too: there is one layer less to change their answer
         margins = dact.margin(self.a[self.alive], self.p[self.alive], left, self.knobs.bound)
         self.margins[ran, layer] = margins[run]
-        going = ~dact.halts(margins, self.knobs.slack)
+        if self.rule == "dact":
+            going = ~dact.halts(margins, self.knobs.slack)
+        else:
+            rule, said = exits.RULES[self.rule], (slice(layer + 1), self.alive)
+            at = rule.usual if self.knobs.at is None else self.knobs.at
+            going = ~rule.stop(self.y[said], self.h[said], at)
         if "halting" in self.knobs.use and not going.all():
             rows, self.offsets = ragged.select(self.offsets, going)
             self._take(rows)

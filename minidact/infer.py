@@ -10,8 +10,12 @@ import numba
 
 from .config import MECHANISMS
 from .errors import InputError, run_command
+from .exits import RULES
 from .jit import is_compiled
 from .predict import Model, Prediction
+
+# options that Model takes as they are
+KNOBS = ("slack", "bound", "threshold", "keep", "rule", "at", "budget")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,6 +48,10 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
         "at least this (default 0.5); more leaves out more layers")  # fmt: skip
     add("--keep", type=float, default=1.0, help="token gates: more than 1 (default) keeps more "
         "tokens, less keeps fewer")  # fmt: skip
+    add("--budget", type=float, help="instead of all these: the share of the full multiply-adds to "
+        "spend at most, such as 0.5")  # fmt: skip
+    add("--rule", choices=RULES, help="halt by a neighbour's rule instead, for comparison")
+    add("--at", type=float, help="that rule's knob (exits.py)")
 
 
 def load_model(options) -> tuple[Model, dict]:
@@ -57,8 +65,8 @@ def load_model(options) -> tuple[Model, dict]:
     if not is_compiled("inference._layer"):
         note = "compiling kernels; this happens once and takes some seconds ..."
         print(note, file=sys.stderr, flush=True)
-    how = {key: getattr(options, key) for key in ("slack", "bound", "threshold", "keep")}
-    how["use"] = model.knobs(use, **how).use
+    how = {key: getattr(options, key) for key in KNOBS}
+    how["use"] = use if options.budget is not None else model.knobs(use, **how).use
     model("warm", **how)  # compiles, touches the weights
     if numba.threading_layer() == "workqueue":
         print(
@@ -110,12 +118,12 @@ def show(prediction: Prediction, options) -> None:
 
 
 def trace(prediction: Prediction) -> Iterator[str]:
-    """One line per layer: tokens it worked on; with halting the answer so far, doubt, margin."""
+    """What each layer did: the answer so far, doubt and margin, and the tokens it worked on."""
+    width, last = max(map(len, prediction.probs)), max(prediction.layers_run)
     yield " ".join(prediction.pieces)
-    width = max(map(len, prediction.probs))
     for layer in range(prediction.num_layers):
         if layer not in prediction.layers_run:
-            yield f"layer {layer + 1}  not run"
+            yield f"layer {layer + 1}  {'left out' if layer < last else 'not run'}"
             continue
         place = prediction.layers_run.index(layer)
         line = f"layer {layer + 1}  {prediction.tokens_per_layer[place]} tokens"
@@ -127,6 +135,10 @@ def trace(prediction: Prediction) -> Iterator[str]:
             )
             line += "  (can change no more)" if margin >= 0 else ""
         yield line
+        words = zip(prediction.pieces, prediction.stayed, strict=True)
+        shown = [piece if stayed > layer else "." * len(piece) for piece, stayed in words]
+        if shown != prediction.pieces:
+            yield "         " + " ".join(shown)
 
 
 if __name__ == "__main__":

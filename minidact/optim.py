@@ -40,14 +40,22 @@ def adamw(
 ) -> None:
     """One step (Loshchilov & Hutter, arXiv 1711.05101), in place on params and moments.
 
-    step counts from 1; rates: the learning rate of each parameter; scale: see clip_scale.
+    step counts from 1; rates: the learning rate of each parameter; scale: see clip_scale. What has
+    no gradient stays as it is.
     """
     first, second = moments
-    for name, p in params.items():
-        decay = weight_decay if decays(name) else 0.0
+    for name, grad in grads.items():
+        p, decay = params[name], weight_decay if decays(name) else 0.0
         calc.adamw_update(
-            p, grads[name], first[name], second[name], step, rates[name], *betas, eps, decay, scale
+            p, grad, first[name], second[name], step, rates[name], *betas, eps, decay, scale
         )
+
+
+def move_average(average: dict, params: dict, decay: float) -> None:
+    """average = decay average + (1 - decay) params, in place."""
+    for name, p in params.items():
+        mean = average[name]
+        mean += (p - mean) * p.dtype.type(1 - decay)
 
 
 def schedule(step: int, total: int, warmup: float = 0.1, kind: str = "linear") -> float:

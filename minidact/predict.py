@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from . import checkpoint, data, kernels
+from . import checkpoint, data, exits, kernels
 from .config import Config
 from .errors import InputError
 from .hard import Answers, Knobs, hard_forward
@@ -29,6 +29,8 @@ class Prediction:
     batch divided by its texts. truncated: the text was longer than the model reads, and was cut.
     steps: what halting saw after each layer executed: (answer so far {label: float}, doubt p,
     margin), see dact.py; empty for a model without halting.
+    pieces: the word pieces; stayed: for each, the first layer (from 0) that token gates dropped it
+    before, num_layers if none did.
     """
 
     text: str
@@ -45,11 +47,16 @@ class Prediction:
     ms: float
     truncated: bool
     pieces: list[str]
+    stayed: list[int]
     steps: list[tuple[dict[str, float], float, float]]
 
     def to_dict(self) -> dict:
         """What `infer --json` prints."""
-        return {key: value for key, value in vars(self).items() if key not in ("pieces", "steps")}
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("pieces", "stayed", "steps")
+        }
 
     def __str__(self) -> str:
         cut = ", text cut to the model's limit" if self.truncated else ""
@@ -82,8 +89,16 @@ class Model:
         """Writes config.json, model.safetensors (float32 or float16) and tokenizer.json."""
         checkpoint.save(directory, self.config, self.params, self.tokenizer, dtype)
 
-    def knobs(self, use=None, slack=0.0, bound="tight", threshold=0.5, keep=1.0) -> Knobs:
+    def knobs(
+        self, use=None, slack=0.0, bound="tight", threshold=0.5, keep=1.0, rule=None, at=None,
+        budget=None,
+    ) -> Knobs:  # fmt: skip
         """Checked; use: None stands for all that the model carries. Raises InputError."""
+        if budget is not None:
+            given = (use, slack, bound, threshold, keep, rule, at)
+            if given != (None, 0.0, "tight", 0.5, 1.0, None, None):
+                raise InputError("a budget chooses the other knobs: give it alone")
+            return self.knobs(**self._affordable(budget))
         carried = self.config.mechanisms
         if not slack >= 0:
             raise InputError(f"slack is {slack}; it must be 0 or more")
@@ -98,7 +113,25 @@ class Model:
             if name not in carried:
                 has = ", ".join(carried) or "no mechanism"
                 raise InputError(f"the model does not carry {name!r}; it has {has}")
-        return Knobs(use, slack, bound, threshold, keep)
+        if rule is not None:
+            if rule not in exits.RULES:
+                raise InputError(f"rule is {rule!r}, not one of {', '.join(exits.RULES)}")
+            if "halting" not in use or "planning" in use:
+                raise InputError(f"the rule {rule!r} needs halting in use, and planning not")
+        return Knobs(use, slack, bound, threshold, keep, rule, at)
+
+    def _affordable(self, budget: float) -> dict:
+        """The knobs that were measured to spend at most that share of the multiply-adds."""
+        budgets = self.config.budgets
+        if not budgets:
+            raise InputError(
+                "the model's config.json has no budgets: evaluate --sweep --calibrate makes them"
+            )
+        within = [entry for entry in budgets if entry["macs_fraction"] <= budget]
+        if not within:
+            least = min(entry["macs_fraction"] for entry in budgets)
+            raise InputError(f"budget is {budget}; the least that the model can do with is {least}")
+        return max(within, key=lambda entry: entry["macs_fraction"])["knobs"]
 
     def __call__(
         self,
@@ -111,10 +144,14 @@ class Model:
         bound: str = "tight",
         threshold: float = 0.5,
         keep: float = 1.0,
+        rule: str | None = None,
+        at: float | None = None,
+        budget: float | None = None,
     ) -> Prediction | list[Prediction]:
         """One text -> a Prediction; a sequence of texts -> a list of them, in order.
 
-        use: mechanisms to switch on (default all; () for plain BERT). The others: hard.Knobs.
+        use: mechanisms to switch on (default all; () for plain BERT). budget: instead of all other
+        knobs, the share of the full multiply-adds to spend at most. The others: hard.Knobs.
         """
         single = isinstance(texts, str)
         texts = [texts] if single else list(texts)
@@ -123,16 +160,19 @@ class Model:
             raise InputError(f"{len(texts)} texts, but {len(pairs)} second texts")
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-        knobs, out = self.knobs(use, slack, bound, threshold, keep), []
+        knobs, out = self.knobs(use, slack, bound, threshold, keep, rule, at, budget), []
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
             begin = time.perf_counter()
             sentences = data.encode(self.tokenizer, texts[part], pairs and pairs[part])
             answers = self.run(sentences, knobs)
-            ms = (time.perf_counter() - begin) * 1e3 / len(sentences)
+            ms, row = (time.perf_counter() - begin) * 1e3 / len(sentences), 0
             for i, sentence in enumerate(sentences):
                 pair = pairs[start + i] if pairs else None
-                out.append(self._prediction(texts[start + i], pair, sentence, answers, i, ms))
+                stayed = answers.stayed[row : row + len(sentence.ids)].tolist()
+                about = (texts[start + i], pair, sentence, stayed)
+                out.append(self._prediction(*about, answers, i, ms))
+                row += len(sentence.ids)
         return out[0] if single else out
 
     def run(self, sentences: Sequence[data.Encoded], knobs: Knobs) -> Answers:
@@ -140,7 +180,7 @@ class Model:
         batch = data.to_batch(sentences)
         return hard_forward(self.params, self.config, batch, knobs, self._calc, self._encoder)
 
-    def _prediction(self, text, pair, sentence, answers: Answers, i: int, ms: float) -> Prediction:
+    def _prediction(self, text, pair, sentence, stayed, answers: Answers, i, ms) -> Prediction:
         labels = self.config.id2label
         best = int(answers.probs[i].argmax())
         ran = np.flatnonzero(answers.layers_run[i])
@@ -163,6 +203,7 @@ class Model:
             ms=ms,
             truncated=sentence.truncated,
             pieces=sentence.tokens,
+            stayed=stayed,
             steps=[
                 (
                     named(answers.so_far[i, n]),

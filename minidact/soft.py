@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import bert, dact, ops, planning, ragged, token_gates
+from . import bert, dact, exits, ops, planning, ragged, token_gates
 from .config import Config
 from .model import planner_name, unit_name
 from .ragged import Batch
@@ -30,6 +30,8 @@ class Costs(NamedTuple):
     learns nothing: LayerDrop (Fan et al., arXiv 1909.11556), which the backbone must get used to.
 
     Token gates. tokens: of their L1 term (lambda_1).  bimodal: lambda_2.
+
+    PonderNet. beta: of the divergence from a geometric distribution; prior: that one's parameter.
     """
 
     tau: float = 0.05
@@ -41,6 +43,8 @@ class Costs(NamedTuple):
     explore: float | None = None
     tokens: float = 0.0
     bimodal: float = 0.0
+    beta: float = 0.01
+    prior: float = 0.3
 
 
 def soft_forward(params, config: Config, batch: Batch, labels, costs: Costs, calc=ops, rng=None):
@@ -51,6 +55,8 @@ def soft_forward(params, config: Config, batch: Batch, labels, costs: Costs, cal
     summaries, u, pi, walk = _walk_forward(params, config, batch, costs, calc, rng)
     if config.halting is None:
         terms, head_cache = _plain_loss(params, config, summaries[-1], labels, calc, rng)
+    elif config.halting.trained != "dact":
+        terms, head_cache = _exits_loss(params, config, summaries[1:], labels, costs, calc)
     else:
         terms, head_cache = _halting_loss(params, config, summaries[1:], u, labels, costs, calc)
     one, gate_caches = terms["loss"].dtype.type(1), {}
@@ -67,12 +73,16 @@ def soft_forward(params, config: Config, batch: Batch, labels, costs: Costs, cal
 
 
 def soft_backward(cache) -> dict[str, np.ndarray]:
-    """Gradient of the loss with respect to every parameter."""
+    """Gradient of the loss with respect to every parameter that is trained."""
     config, costs, walk, head_cache, gate_caches, one, calc = cache
     grads: dict[str, np.ndarray] = {}
     dsummaries, du, dpi = [None] * (config.num_hidden_layers + 1), None, None
     if config.halting is None:
         dsummaries[-1] = _plain_backward(head_cache, grads, calc)
+    elif config.halting.trained != "dact":
+        dsummaries[1:] = _exits_backward(head_cache, grads, calc)
+        if config.halting.trained in exits.FROZEN:
+            return grads
     else:
         dsummaries[1:], du = _halting_backward(head_cache, grads, calc)
     if config.planning is not None:
@@ -246,20 +256,11 @@ def _plain_backward(cache, grads, calc):
 
 def _halting_loss(params, config, summaries, u, labels, costs, calc):
     """loss = -log a_L[label] + tau rho + alpha mean_n CE(y_n)."""
-    z, y, h, unit_caches = [], [], [], []
-    for layer, s in enumerate(summaries):
-        z_n, y_n, h_n, unit_cache = dact.unit_forward(s, params, unit_name(layer), calc)
-        z.append(z_n)
-        y.append(y_n)
-        h.append(h_n)
-        unit_caches.append(unit_cache)
-    z, y, h = np.stack(z), np.stack(y), np.stack(h)  # (L, B, Y), (L, B, Y), (L, B)
+    z, y, h, unit_caches = _units_forward(params, summaries, calc)
     a, p, sum_cache = dact.accumulate_forward(y, h, u)
     answer, answer_cache = dact.answer_loss_forward(a, labels)
     ponder, ponder_cache = dact.ponder_cost_forward(p, h, costs.ponder)
-    targets = np.tile(np.eye(config.num_labels, dtype=a.dtype)[labels], (len(z), 1, 1))  # (L, B, Y)
-    targets[:-1] += a.dtype.type(costs.distill) * (y[-1] - targets[:-1])  # y_L as a constant
-    heads, heads_cache = dact.heads_loss_forward(z, targets)
+    heads, heads_cache = dact.heads_loss_forward(z, _targets(y, labels, costs.distill))
     loss = answer + a.dtype.type(costs.tau) * ponder + a.dtype.type(costs.alpha) * heads
     terms = {"loss": loss, "answer": answer, "ponder": ponder, "heads": heads}
     return terms, (costs, unit_caches, sum_cache, answer_cache, ponder_cache, heads_cache)
@@ -273,8 +274,54 @@ def _halting_backward(cache, grads, calc):
     dp, dh_direct = dact.ponder_cost_backward(one * costs.tau, ponder_cache)
     da = dact.answer_loss_backward(one, answer_cache)
     dy, dh, du = dact.accumulate_backward(da, dp, sum_cache)
-    dh += dh_direct
+    return _units_backward(dz, dy, dh + dh_direct, unit_caches, grads, calc), du
+
+
+def _exits_loss(params, config, summaries, labels, costs, calc):
+    """The neighbours' losses (exits.py), on the same units."""
+    z, y, h, unit_caches = _units_forward(params, summaries, calc)
+    trained = config.halting.trained
+    if trained == "pondernet":
+        loss, loss_cache = exits.pondernet_forward(z, h, labels, costs.beta, costs.prior)
+    else:
+        targets = _targets(y, labels, 1.0 if trained == "fastbert" else 0.0)
+        weights = exits.depth_weights(trained, len(z))
+        loss, loss_cache = dact.heads_loss_forward(z, targets, weights)
+    return {"loss": loss}, (trained, y, h, unit_caches, loss_cache)
+
+
+def _exits_backward(cache, grads, calc):
+    """-> dsummaries (L of (B, C))."""
+    trained, y, h, unit_caches, loss_cache = cache
+    one, dh = y.dtype.type(1), np.zeros_like(h)
+    if trained == "pondernet":
+        dz, dh = exits.pondernet_backward(one, loss_cache)
+    else:
+        dz = dact.heads_loss_backward(one, loss_cache)
+    return _units_backward(dz, np.zeros_like(y), dh, unit_caches, grads, calc)
+
+
+def _units_forward(params, summaries, calc):
+    """Summaries (L of (B, C)) -> z, y (L, B, Y), h (L, B), caches."""
+    z, y, h, caches = zip(
+        *(
+            dact.unit_forward(s, params, unit_name(layer), calc)
+            for layer, s in enumerate(summaries)
+        ),
+        strict=True,
+    )
+    return np.stack(z), np.stack(y), np.stack(h), caches
+
+
+def _units_backward(dz, dy, dh, caches, grads, calc):
     return [
-        dact.unit_backward(dz[n], dy[n], dh[n], unit_cache, grads, calc)
-        for n, unit_cache in enumerate(unit_caches)
-    ], du
+        dact.unit_backward(dz[n], dy[n], dh[n], cache, grads, calc)
+        for n, cache in enumerate(caches)
+    ]
+
+
+def _targets(y, labels, distill: float):
+    """(L, B, Y): the labels; of all layers but the last, by a share, the last one's answer."""
+    targets = np.tile(np.eye(y.shape[2], dtype=y.dtype)[labels], (len(y), 1, 1))
+    targets[:-1] += y.dtype.type(distill) * (y[-1] - targets[:-1])  # y_L as a constant
+    return targets

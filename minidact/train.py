@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -22,132 +21,28 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from . import checkpoint, data, metrics, model, optim, soft, token_gates
-from .config import MECHANISMS, SUMMARIES, Config, Halting, Planning, Tokens
+from . import checkpoint, data, exits, metrics, model, optim, soft, token_gates
+from .config import Config, Halting, Planning, Tokens
 from .errors import InputError, run_command
 from .predict import Model
+from .recipe import STATE, check, parser
 
-STATE = "training.safetensors"  # in --out while a run is under way: all that resuming needs
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Prints a default where there is one."""
-
-    def _get_help_string(self, action):
-        return super()._get_help_string(action) if action.default else action.help
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m minidact.train",
-        description="Fine-tunes a BERT, with the mechanisms you choose, on a labelled file.",
-        formatter_class=Help,
-    )
-    add = p.add_argument
-    add("--data", help="training file: .tsv (GLUE's layouts or your own), .csv or .jsonl")
-    add("--dev", help="file to score after every epoch")
-    add("--init", help="model to start from: a directory, a hub id, or a name in weights/")
-    add("--out", required=True, help="directory to write the model to")
-    add("--use", default="", help=f"mechanisms to train, by commas: {', '.join(MECHANISMS)}")
-    add("--resume", action="store_true", help="go on with the run in --out; its options count")
-    # what to learn from
-    add("--label-names", help="names for a file's labels 0, 1, .., by commas")
-    add("--metric", choices=metrics.METRICS, help="default: by the file's layout, else accuracy")
-    add("--regression", action="store_true", help="labels are numbers to predict, not classes")
-    add("--max-length", type=int, default=128, help="longer texts are cut to so many tokens")
-    # how long and how fast
-    add("--epochs", type=int, default=3, help="1..10; small data sets need more")
-    add("--batch-size", type=int, default=32, help="16 or 32 are usual")
-    add("--lr", type=float, default=3e-5, help="peak rate of the backbone; 2e-5..1e-4")
-    add("--head-lr", type=float, default=1e-3, help="peak rate of what is new: units, classifier")
-    add("--schedule", choices=("linear", "constant"), default="linear", help="after the warm-up")
-    add("--warmup", type=float, default=0.1, help="share of the steps with a rising rate")
-    add("--weight-decay", type=float, default=0.01, help="of matrices")
-    add("--dropout", type=float, help="default: as the backbone's config.json says (0.1)")
-    add("--seed", type=int, default=0)
-    add("--no-shuffle", action="store_true", help="take the examples as they come")
-    # DACT halting
-    add("--summary", choices=SUMMARIES, help="what the heads read; default: as config.json says")
-    add(
-        "--tau", type=float, default=0.05, help="price of thinking on; 0..0.3, higher stops earlier"
-    )
-    add("--tau-ramp", type=float, default=0.5, help="share of the steps in which tau grows from 0")
-    add("--alpha", type=float, default=1.0, help="weight of the loss on every layer's own answer")
-    add("--distill", type=float, default=0.0, help="share of the last layer's answer in its target")
-    add("--ponder", choices=("p", "h"), default="p", help="ponder cost: sum of p_n, or of h_n")
-    add("--trunk-size", type=int, default=128, help="width of a DACT unit")
-    add("--blind", action="store_true", help="h does not see how sure y is")
-    # planning gates
-    add("--layer-cost", type=float, default=0.5, help="price of including layers; 0..5")
-    add("--layer-target", type=float, help="share of layers to aim at; the price is of missing it")
-    add("--planner", choices=("steps", "path"), default="steps", help="one a layer, or one for all")
-    add("--planner-width", type=int, default=64, help="width of a planner")
-    add(
-        "--explore", type=float, default=0.2, help="at first, layers are left out so often, blindly"
-    )
-    add("--explore-share", type=float, default=0.3, help="share of the steps in which they are")
-    # token gates
-    add("--token-cost", type=float, default=0.5, help="price of keeping tokens (lambda_1); 0..5")
-    add("--bimodal", type=float, default=0.5, help="price of a gate between 0 and 1 (lambda_2)")
-    add("--gate-lr", type=float, default=3e-3, help="peak rate of the token gates")
-    add("--bins", type=int, default=16, help="gates of a layer")
-    add("--ranks", choices=("relative", "absolute"), default="relative", help="what a gate is for")
-    add("--pool", choices=("last", "left"), default="last", help="the mean of a sentence's rows "
-        "counts a dropped one as it last was, or only those left")  # fmt: skip
-    add("--freeze-gates", action="store_true", help="second of two stages: --init's token gates, "
-        "set to 0 or 1, stay as they are")  # fmt: skip
-    # what is written
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of the saved weights")
-    add("--keep", choices=("last", "best"), default="last", help="the epoch whose weights to save")
-    add("--save-every", type=int, default=500, help="steps between two checkpoints")
-    add("--log", help="a .jsonl file, one object per step")
-    return p
+AVERAGE_EVERY = (
+    10  # steps from one turn of the moving average to the next: it passes over all weights
+)
 
 
 def main() -> None:
     options = parser().parse_args()
     if options.resume:
-        options, params, moments, done, best = read_state(Path(options.out))
+        options, params, average, moments, done, best = read_state(Path(options.out))
         config, _, new, tokenizer = build(options)
     else:
         check(options)
         config, params, new, tokenizer = build(options)
         moments, done, best = optim.zero_moments(params), 0, -math.inf
-    Run(options, config, params, moments, new, tokenizer).go(done, best)
-
-
-def check(options) -> None:
-    """Raises InputError for options that cannot work, before anything is read or written."""
-    for name in ("data", "dev", "init"):
-        if getattr(options, name) is None:
-            raise InputError(f"--{name} is missing")
-    limits = {
-        "epochs": (1, 10_000), "batch_size": (1, 100_000), "max_length": (3, 1_000_000),
-        "lr": (0, 1), "head_lr": (0, 1), "warmup": (0, 1), "weight_decay": (0, 1),
-        "dropout": (0, 0.99), "seed": (0, 2**63), "tau": (0, 100), "tau_ramp": (0, 1),
-        "alpha": (0, 100), "distill": (0, 1), "trunk_size": (1, 65_536), "save_every": (1, 10**9),
-        "layer_cost": (0, 1000), "layer_target": (0, 1), "planner_width": (1, 65_536),
-        "explore": (0, 1), "explore_share": (0, 1), "token_cost": (0, 1000), "bimodal": (0, 1000),
-        "gate_lr": (0, 1), "bins": (1, 4_096),
-    }  # fmt: skip
-    for name, (low, high) in limits.items():
-        value = getattr(options, name)
-        if value is not None and not low <= value <= high:
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} is {value}; it must lie in {low}..{high}")
-    for name in filter(None, options.use.split(",")):
-        if name not in MECHANISMS:
-            raise InputError(f"--use {name!r} is unknown; there is {', '.join(MECHANISMS)}")
-    for name in ("config.json", STATE):
-        if (Path(options.out) / name).exists():
-            raise InputError(
-                f"{options.out} holds a model already ({name}); choose another --out, or --resume"
-            )
-    for name in ("data", "dev", "out", "log"):  # so that --resume works from any directory
-        if getattr(options, name) is not None:
-            setattr(options, name, os.path.abspath(getattr(options, name)))
-    if os.path.exists(options.init):
-        options.init = os.path.abspath(options.init)
+        average = {n: p.copy() for n, p in params.items()} if options.average else {}
+    Run(options, config, params, average, moments, new, tokenizer).go(done, best)
 
 
 def build(options) -> tuple[Config, dict, list[str], Tokenizer]:
@@ -163,10 +58,14 @@ def build(options) -> tuple[Config, dict, list[str], Tokenizer]:
         names = chosen_names(options, names)
     if len(names) < 2 and not regression:
         raise InputError(f"{options.data}: all labels are {names[0]!r}; there is nothing to learn")
+    if options.heads != "dact" and set(use) != {"halting"}:
+        raise InputError(f"--heads {options.heads} needs --use halting, and no gates beside")
+    units = Halting(options.trunk_size, not options.blind, options.heads)
     changes = {
         "id2label": names,
+        "budgets": (),  # they were measured on another model
         "problem_type": "regression" if regression else "single_label_classification",
-        "halting": Halting(options.trunk_size, not options.blind) if "halting" in use else None,
+        "halting": units if "halting" in use else None,
         "planning": Planning(options.planner, options.planner_width) if "planning" in use else None,
         "tokens": Tokens(options.bins, options.ranks, options.pool) if "tokens" in use else None,
         "extra": {
@@ -205,9 +104,9 @@ def chosen_names(options, names: tuple[str, ...]) -> tuple[str, ...]:
 class Run:
     """One training run: what it works on, and its loop."""
 
-    def __init__(self, options, config, params, moments, new, tokenizer):
+    def __init__(self, options, config, params, average, moments, new, tokenizer):
         self.options, self.tokenizer = options, tokenizer
-        self.params, self.moments, self.new = params, moments, new
+        self.params, self.average, self.moments, self.new = params, average, moments, new
         self.calc = model.calculus(params)
         self.config = self.training_config = config
         if options.dropout is not None:
@@ -287,6 +186,8 @@ class Run:
         chosen = order[place * o.batch_size : (place + 1) * o.batch_size]
         batch = data.to_batch([self.sentences[i] for i in chosen])
         rng = np.random.default_rng([o.seed, 2, step])
+        if self.config.halting is not None and o.heads in exits.FROZEN:
+            rng = None  # the backbone stays as it is, so nothing in it is dropped
 
         costs = self.costs(step)
         terms, cache = soft.soft_forward(
@@ -313,6 +214,8 @@ class Run:
         if self.config.tokens is not None:
             gates = self.params[token_gates.NAME]
             np.clip(gates, 0, 1, out=gates)
+        if self.average and (step + 1) % AVERAGE_EVERY == 0:
+            optim.move_average(self.average, self.params, o.average**AVERAGE_EVERY)
         tokens, seconds = len(batch.ids), time.perf_counter() - begin
         record = {"step": step, "loss": float(terms.pop("loss")), "lr": o.lr * share}
         record |= {"tokens": tokens, "tokens_per_s": tokens / seconds}
@@ -333,12 +236,14 @@ class Run:
             target=o.layer_target,
             explore=o.explore if explore else None,
             tokens=o.token_cost * ramp,
+            beta=o.beta,
+            prior=o.prior,
             bimodal=o.bimodal * min(1.0, max(0.0, 2 * (done - 0.4))),  # from 0.4, whole at 0.9
         )
 
     def report(self) -> tuple[str, float]:
         """The dev score in full and with every mechanism in use: in words, and the latter."""
-        trained = Model(self.config, self.params, self.tokenizer)
+        trained = Model(self.config, self.average or self.params, self.tokenizer)
         values, layers = [], []
         for use in ((), None):
             answers = [
@@ -355,11 +260,12 @@ class Run:
 
     def save_model(self) -> None:
         o = self.options
-        checkpoint.save(o.out, self.config, self.params, self.tokenizer, np.dtype(o.dtype))
+        params = self.average or self.params
+        checkpoint.save(o.out, self.config, params, self.tokenizer, np.dtype(o.dtype))
 
     def save_state(self, done: int, best: float) -> None:
         tensors = {f"params/{name}": array for name, array in self.params.items()}
-        for kind, moments in zip(("m", "v"), self.moments, strict=True):
+        for kind, moments in zip(("average", "m", "v"), (self.average, *self.moments), strict=True):
             tensors |= {f"{kind}/{name}": array for name, array in moments.items()}
         about = {"done": str(done), "best": str(best), "options": json.dumps(vars(self.options))}
         checkpoint.write_file(
@@ -368,8 +274,8 @@ class Run:
 
 
 def read_state(out: Path):
-    """What save_state wrote: options, params, moments, steps done, best dev score."""
-    parts = {"params": {}, "m": {}, "v": {}}
+    """What save_state wrote: options, params, average, moments, steps done, best dev score."""
+    parts = {"params": {}, "average": {}, "m": {}, "v": {}}
     try:
         with safe_open(out / STATE, "np") as file:
             about = file.metadata()
@@ -383,7 +289,8 @@ def read_state(out: Path):
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{out / STATE} is damaged: {error}") from None
     options.out = str(out)  # it may have been moved
-    return options, parts["params"], (parts["m"], parts["v"]), done, best
+    moments = (parts["m"], parts["v"])
+    return options, parts["params"], parts["average"], moments, done, best
 
 
 def open_log(path: str | None, done: int):

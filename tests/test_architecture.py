@@ -21,12 +21,13 @@ ROOMS = [
     {"kernels"},
     {"bert"},
     {"inference"},
-    {"dact", "planning", "token_gates"},
+    {"dact", "planning", "token_gates", "exits"},
     {"model", "macs"},
     {"soft", "hard"},
     {"checkpoint", "data", "optim", "metrics"},
-    {"predict"},
+    {"predict", "recipe"},
     {"infer", "train", "contenders"},
+    {"sweep"},
     {"evaluate"},
     {"bench"},
 ]
@@ -50,7 +51,8 @@ def test_imports_flow_one_way():
 
 
 def test_the_mechanisms_know_arrays_only():
-    assert set(imports(PACKAGE / "dact.py")) == {"ops"}
+    for name in ("dact", "planning", "token_gates", "exits"):
+        assert set(imports(PACKAGE / f"{name}.py")) <= {"ops", "ragged"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -64,14 +66,14 @@ def test_files_and_functions_are_short(file):
 
 
 def test_every_forward_stands_above_its_backward():
-    for stem in ("ops", "bert", "dact"):
+    for stem in ("ops", "bert", "dact", "planning", "token_gates"):
         tree = ast.parse((PACKAGE / f"{stem}.py").read_text())
         names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
         backwards = [n for n in names if n.endswith("_backward") and not n.startswith("_")]
         for before, after in pairwise(names):
             if after in backwards:
                 assert before == after.replace("_backward", "_forward"), f"{stem}.{after}"
-        assert len(backwards) > 3
+        assert len(backwards) > 2
 
 
 def test_no_framework_is_imported_at_run_time():
@@ -79,8 +81,8 @@ def test_no_framework_is_imported_at_run_time():
     allowed |= {"llvmlite"}  # what Numba compiles with, and brings along
     for file in FILES:
         tree = ast.parse(file.read_text())
-        # contenders.py times the frameworks: inside a function it may ask for them
-        nodes = tree.body if file.stem == "contenders" else ast.walk(tree)
+        # contenders.py times the frameworks, sweep.py can draw: inside a function they may ask
+        nodes = tree.body if file.stem in ("contenders", "sweep") else ast.walk(tree)
         for node in nodes:
             names = []
             if isinstance(node, ast.Import):

@@ -45,7 +45,7 @@ def same(a, b):
     return set(a) == set(b) and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("use", ["", "halting"])
+@pytest.mark.parametrize("use", ["", "halting", "halting,planning,tokens"])
 def test_it_learns_and_the_log_says_so(use, task, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log.jsonl"
     result = run("train", *arguments(task, out, use=use, log=log, epochs=6, summary="mean"))
@@ -56,15 +56,17 @@ def test_it_learns_and_the_log_says_so(use, task, tmp_path):
     assert [r["step"] for r in records] == list(range(42))
     keys = {"step", "loss", "lr", "tokens", "tokens_per_s"}
     keys |= {"answer", "ponder", "heads", "tau"} if use else set()
+    keys |= {"layer_cost", "token_cost", "bimodal"} if "planning" in use else set()
     assert all(set(r) == keys for r in records)
-    assert records[-1]["loss"] < 0.6 * records[0]["loss"]
-    for r in records if use else []:
+    term = "answer" if use else "loss"  # in the loss are the prices of layers and tokens, too
+    assert records[-1][term] < 0.6 * records[0][term]
+    for r in records if use == "halting" else []:
         parts = r["answer"] + r["tau"] * r["ponder"] + 1.0 * r["heads"]
         assert r["loss"] == pytest.approx(parts, rel=1e-5)
     assert max(r["lr"] for r in records) <= 3e-3
 
     model = Model.from_pretrained(out)
-    assert model.config.mechanisms == (("halting",) if use else ())
+    assert model.config.mechanisms == tuple(filter(None, use.split(",")))
     assert model.config.summary == "mean"
     assert model("the good film").label == "yes"
     assert sorted(p.name for p in out.iterdir()) == [
@@ -73,8 +75,9 @@ def test_it_learns_and_the_log_says_so(use, task, tmp_path):
 
 
 def test_same_seed_same_bits_and_another_seed_others(task, tmp_path):
+    use = "halting,planning,tokens"
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        result = run("train", *arguments(task, tmp_path / name, use="halting", seed=seed))
+        result = run("train", *arguments(task, tmp_path / name, use=use, seed=seed))
         assert result.returncode == 0, result.stderr
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
@@ -83,7 +86,8 @@ def test_same_seed_same_bits_and_another_seed_others(task, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("moment", [0, 45, 130])
 def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, tmp_path):
-    options = {"use": "halting", "epochs": 40, "save-every": 20, "schedule": "constant"}
+    options = {"use": "halting,planning,tokens", "epochs": 40, "save-every": 20}
+    options |= {"schedule": "constant", "explore-share": 0.05, "average": 0.9}
     whole = run("train", *arguments(task, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr
 
@@ -185,6 +189,31 @@ def test_pairs_order_dropout_and_the_other_switches(tmp_path):
     assert trained.config.hidden_dropout_prob == 0.1  # --dropout is of the training alone
     assert trained("good film", "the good").label == "same"
     assert trained("good film", "the bad").label == "other"
+
+
+def test_gates_close_and_a_second_stage_leaves_them_as_they_are(task, tmp_path):
+    """Few layers and few tokens are enough here, and the price of both is high."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    price = {"layer-cost": 20, "layer-target": 0, "token-cost": 20, "gate-lr": 0.05}
+    options = {"use": "planning,tokens", "epochs": 20, "explore-share": 0.1, "pool": "left"} | price
+    result = run("train", *arguments(task, first, **options))
+    assert result.returncode == 0, result.stderr
+    gates = weights(first)["tokens.gates"]
+    assert gates.min() == 0
+    answer = Model.from_pretrained(first)("the good film")
+    assert answer.label == "yes"
+    assert answer.layers_run == [0]
+    options = {"use": "tokens", "init": first, "epochs": 2, "pool": "left"}
+    result = run("train", *arguments(task, second, "--freeze-gates", **options))
+    assert result.returncode == 0, result.stderr
+    assert np.array_equal(weights(second)["tokens.gates"], gates >= 0.5)
+    answer = Model.from_pretrained(second)("the good film")
+    assert answer.label == "yes"
+    assert answer.tokens_per_layer[1] < answer.tokens_per_layer[0]
+    for extra in (["--use", "tokens"], ["--use", "tokens", "--bins", "3", "--init", str(first)]):
+        result = run("train", *arguments(task, tmp_path / "no", "--freeze-gates"), *extra)
+        assert result.returncode == 2
+        assert "--freeze-gates needs" in result.stderr
 
 
 # ---------------------------------------------------------------------------- what cannot work

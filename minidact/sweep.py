@@ -1,0 +1,121 @@
+"""Every mechanism and every neighbour over the range of its knob: quality against cost.
+
+`python -m minidact.evaluate --sweep` prints what is computed here.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import numpy as np
+
+from . import exits
+from .config import Config
+
+SLACKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+THRESHOLDS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99, 1.01)
+KEEPS = (0.25, 0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 3.0, 5.0)
+LOW_HALF = 0.5  # the area is taken from one layer's share of the multiply-adds up to this
+
+
+def settings(config: Config) -> Iterator[tuple[str, dict]]:
+    """(name of the curve, keyword arguments for Model.knobs) of every point."""
+    carried, dact = config.mechanisms, config.halting and config.halting.trained == "dact"
+    if dact:
+        for slack in SLACKS:
+            yield "halting", {"use": ("halting",), "slack": slack}
+    if "planning" in carried:
+        for threshold in THRESHOLDS:
+            yield "planning", {"use": ("planning",), "threshold": threshold}
+    if "tokens" in carried:
+        for keep in KEEPS:
+            yield "tokens", {"use": ("tokens",), "keep": keep}
+    if len(carried) > 1:
+        ranges = {
+            "slack": SLACKS[::2] if dact else (0.0,),
+            "threshold": (0.5, 0.9) if "planning" in carried else (0.5,),
+            "keep": (0.4, 0.6, 1.0, 1.6) if "tokens" in carried else (1.0,),
+        }
+        for values in product(*ranges.values()):
+            yield "all", {"use": carried, **dict(zip(ranges, values, strict=True))}
+    if "halting" in carried:
+        for name, rule in exits.RULES.items():
+            for at in rule.range if name != "fixed" else range(1, config.num_hidden_layers + 1):
+                yield name, {"use": ("halting",), "rule": name, "at": at}
+
+
+def sweep(config: Config, evaluate: Callable[[dict], dict], progress=iter) -> dict:
+    """evaluate: knobs -> what evaluate.evaluate returns. -> {"points", "areas", "budgets"}."""
+    points = []
+    for name, knobs in progress(list(settings(config))):
+        result = evaluate(knobs)
+        points.append({"curve": name, "knobs": knobs} | result)
+    lowest = 1 / config.num_hidden_layers
+    curves = dict.fromkeys(point["curve"] for point in points)
+    areas = {
+        name: area([(p["macs_fraction"], p["value"]) for p in points if p["curve"] == name], lowest)
+        for name in curves
+    }
+    return {"points": points, "areas": areas, "budgets": budgets(points)}
+
+
+def area(points: list[tuple[float, float]], low: float, high: float = LOW_HALF) -> float:
+    """Mean value over costs low..high, of (cost, value) points: the area under their curve / width.
+
+    At a cost counts the best that can be had for it: the best point so far, or a mixture of two
+    neighbours (some sentences with one setting, some with the other). Below the cheapest point, its
+    value falls to 0 in proportion to the cost.
+    """
+    best, curve = -np.inf, [(0.0, 0.0)]
+    for cost, value in sorted(points):
+        if value > best:
+            best = value
+            curve.append((cost, value))
+    costs, values = np.array(curve).T
+    grid = np.linspace(low, high, 1001)
+    return float(np.interp(grid, costs, values).mean())
+
+
+def budgets(points: list[dict]) -> list[dict]:
+    """The points that nothing cheaper beats, cheapest first: what --budget chooses from."""
+    chosen, best = [], -np.inf
+    for point in sorted(points, key=lambda p: (p["macs_fraction"], -p["value"])):
+        if point["curve"] not in exits.RULES and point["value"] > best:
+            best = point["value"]
+            share = round(point["macs_fraction"], 4)
+            chosen.append({"macs_fraction": share, "knobs": point["knobs"]})
+    return chosen
+
+
+def table(result: dict) -> str:
+    """The curves as text, one line a point."""
+    lines = [f"{'':12}{'knob':>18}{'value':>8}{'MACs':>8}{'layers':>8}{'tokens':>8}{'ms/text':>9}"]
+    for p in result["points"]:
+        knob = " ".join(f"{v:g}" for v in p["knobs"].values() if isinstance(v, int | float))
+        lines.append(
+            f"{p['curve']:12}{knob:>18}{p['value']:8.4f}{p['macs_fraction']:8.1%}"
+            f"{p['layers_mean']:8.2f}{p['tokens_fraction']:8.1%}{p['ms_per_text']:9.2f}"
+        )
+    lines.append("mean value over the low half of the multiply-adds (area under the curve)")
+    lines += [f"{name:12}{value:.4f}" for name, value in result["areas"].items()]
+    return "\n".join(lines)
+
+
+def plot(result: dict, path: str) -> None:
+    """The curves as a picture; needs matplotlib."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for name in result["areas"]:
+        points = sorted(
+            (p["macs_fraction"], p["value"]) for p in result["points"] if p["curve"] == name
+        )
+        ours = name not in exits.RULES
+        axes.plot(
+            *zip(*points, strict=True), "o-" if ours else ".--", label=name, lw=2 if ours else 1
+        )
+    axes.set_xlabel("share of the full model's multiply-adds")
+    axes.set_ylabel(result["points"][0]["metric"])
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,218 @@
+"""The neighbours' rules and losses, sweeps over every knob, and budgets."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, ROOT, offsets_strategy, run, seeds
+from gradcheck import check_gradient
+from hypothesis import given
+from hypothesis import strategies as st
+from test_gradients import random_batch, random_params, small_config
+from test_train import arguments, task, weights  # noqa: F401  task is a fixture
+
+from minidact import InputError, Model, exits, hard, soft, sweep
+from minidact.config import TRAINED, Halting
+from minidact.hard import Knobs
+
+SHIPPED = ROOT / "weights" / "sst2-minilm-l6"
+
+# ---------------------------------------------------------------------------- rules
+
+
+def test_rules_on_answers_made_by_hand():
+    #             always sure    unsure, then sure   changes its mind
+    y = np.array([
+        [[0.99, 0.01], [0.5, 0.5], [0.4, 0.6]],
+        [[0.99, 0.01], [0.9, 0.1], [0.7, 0.3]],
+        [[0.99, 0.01], [0.99, 0.01], [0.8, 0.2]],
+    ])  # fmt: skip
+    h = np.array([[0.1, 0.9, 0.9], [0.1, 0.9, 0.9], [0.1, 0.1, 0.9]])
+
+    def stops(name, at):
+        """The first layer at which each sentence stops."""
+        rule = exits.RULES[name].stop
+        stopped = [rule(y[:n], h[:n], at) for n in (1, 2, 3)]
+        return [1 + [*s, True].index(True) for s in zip(*stopped, strict=True)]
+
+    assert stops("fixed", 2) == [2, 2, 2]
+    assert stops("confidence", 0.9) == [1, 2, 4]
+    assert stops("entropy", 0.33) == [1, 2, 4]  # H(0.9, 0.1) = 0.325 nats
+    assert stops("uncertainty", 0.47) == [1, 2, 4]  # and 0.469 of log 2
+    assert stops("patience", 1) == [2, 2, 3]
+    assert stops("patience", 2) == [3, 3, 4]
+    assert stops("cumulated", 0.5) == [1, 3, 4]  # 1 - 0.1;  1 - 0.9 0.9 0.1;  1 - 0.9^3 = 0.27
+
+
+@given(seeds, offsets_strategy(4, 5), st.sampled_from(sorted(exits.RULES)))
+def test_a_rule_stops_where_it_says_and_answers_with_that_head(seed, offsets, name):
+    rng = np.random.default_rng(seed)
+    config = small_config(layers=4, halting=Halting(4, False), summary="mean")
+    params, batch = random_params(config, rng), random_batch(offsets, config, rng)
+    rule = exits.RULES[name]
+    full = hard.hard_forward(params, config, batch, Knobs(rule=name, at=rule.usual))
+    y = full.so_far.transpose(1, 0, 2)  # without halting in use these are all the heads' answers
+    answers = hard.hard_forward(params, config, batch, Knobs(("halting",), rule=name))
+    for b, ran in enumerate(answers.layers_run.sum(1)):
+        np.testing.assert_allclose(answers.probs[b], y[ran - 1, b])
+        if name != "cumulated":  # which reads h
+            stops = [rule.stop(y[:n, [b]], None, rule.usual)[0] for n in range(1, ran + 1)]
+            assert stops == [False] * (ran - 1) + [True] or ran == 4
+
+
+# ---------------------------------------------------------------------------- losses
+
+
+@given(seeds, st.integers(2, 5), st.integers(1, 4), st.integers(2, 4))
+def test_pondernets_loss(seed, layers, rows, classes):
+    rng = np.random.default_rng(seed)
+    z, labels = rng.standard_normal((layers, rows, classes)), rng.integers(0, classes, rows)
+    h = rng.uniform(0.05, 0.95, (layers, rows))
+    rest = (labels, 0.3, 0.4)
+    cache = exits.pondernet_forward(z, h, *rest)[1]
+    for i, (name, x) in enumerate((("z", z), ("h", h))):
+
+        def forward(x, name=name):
+            return exits.pondernet_forward(*((x, h) if name == "z" else (z, x)), *rest)[0]
+
+        check_gradient(forward, lambda v, i=i: exits.pondernet_backward(v, cache)[i], x, rng, name)
+    # q sums to 1; and with h that follows the prior the divergence is 0
+    q_loss = exits.pondernet_forward(np.zeros_like(z), h, *rest)[0]
+    assert exits.pondernet_forward(np.zeros_like(z), h, labels, 0.0, 0.4)[0] == pytest.approx(
+        np.log(classes)
+    )
+    same = exits.pondernet_forward(np.zeros_like(z), np.full_like(h, 0.6), *rest)[0]
+    assert same == pytest.approx(np.log(classes))
+    assert q_loss >= same - 1e-12
+
+
+def test_depth_weights_and_prior():
+    np.testing.assert_allclose(exits.depth_weights("pabee", 3), [1 / 6, 2 / 6, 3 / 6])
+    np.testing.assert_allclose(exits.depth_weights("deebert", 4), [0.25] * 4)
+    np.testing.assert_allclose(exits.geometric(0.5, 3), [0.5, 0.25, 0.25])
+
+
+@pytest.mark.parametrize("trained", [name for name in TRAINED if name != "dact"])
+@given(seed=seeds, offsets=offsets_strategy(3, 4))
+def test_whole_loss_of_the_neighbours(trained, seed, offsets):
+    rng = np.random.default_rng(seed)
+    config = small_config(halting=Halting(4, False, trained), id2label=("a", "b", "c"))
+    params, batch = random_params(config, rng), random_batch(offsets, config, rng)
+    labels = rng.integers(0, 3, len(offsets) - 1)
+    if trained == "fastbert":  # what heads imitate is a constant, which differences cannot see
+        for name in params:
+            if name.startswith("dact.layer.1."):
+                params[name] = np.zeros_like(params[name])
+
+    def value(params):
+        return soft.soft_forward(params, config, batch, labels, soft.Costs())[0]["loss"]
+
+    grads = soft.soft_backward(soft.soft_forward(params, config, batch, labels, soft.Costs())[1])
+    frozen = trained in exits.FROZEN
+    assert set(grads) == {n for n in params if n.startswith("dact.") or not frozen}
+    for name in grads:
+        if trained == "fastbert" and name.startswith("dact.layer.1."):
+            continue
+        swapped = lambda x, name=name: value({**params, name: x})  # noqa: E731
+        check_gradient(swapped, lambda c, name=name: c * grads[name], params[name], rng, name)
+
+
+@pytest.mark.parametrize("heads", [name for name in TRAINED if name != "dact"])
+def test_training_a_neighbour(heads, task, tmp_path):  # noqa: F811
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    result = run("train", *arguments(task, plain, epochs=6, summary="mean"))
+    assert result.returncode == 0, result.stderr
+    options = {"use": "halting", "init": plain, "heads": heads, "epochs": 10, "head-lr": 1e-2}
+    result = run("train", *arguments(task, out, **options))
+    assert result.returncode == 0, result.stderr
+    model = Model.from_pretrained(out)
+    assert model.config.halting.trained == heads
+    assert model("the good film").label == "yes"
+    assert model("the film").label == "no"
+    before, after = weights(plain), weights(out)
+    same = all(
+        np.array_equal(before[name], after[name]) for name in before if name.startswith("bert.enc")
+    )
+    assert same == (heads in exits.FROZEN)
+
+
+# ---------------------------------------------------------------------------- sweeps and budgets
+
+
+def test_area():
+    flat = [(0.2, 0.8), (0.5, 0.8)]
+    assert sweep.area(flat, 0.2, 0.5) == pytest.approx(0.8)
+    assert sweep.area([(0.2, 0.6), (0.5, 0.8)], 0.2, 0.5) == pytest.approx(0.7)
+    worse = [*flat, (0.4, 0.1)]  # a point that a cheaper one beats changes nothing
+    assert sweep.area(worse, 0.2, 0.5) == pytest.approx(0.8)
+    late = sweep.area([(0.4, 0.8)], 0.2, 0.5)  # not to be had for less than 0.4
+    assert 0.5 < late < 0.8
+
+
+def test_budgets_are_the_points_that_nothing_cheaper_beats():
+    points = [
+        {"curve": "all", "macs_fraction": m, "value": v, "knobs": {"slack": m}}
+        for m, v in ((0.5, 0.8), (0.3, 0.7), (0.4, 0.6), (0.9, 0.8))
+    ]
+    points.append({"curve": "entropy", "macs_fraction": 0.1, "value": 0.9, "knobs": {}})
+    assert [b["macs_fraction"] for b in sweep.budgets(points)] == [0.3, 0.5]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """A copy of the shipped model that was swept over a few reviews."""
+    directory = tmp_path_factory.mktemp("model") / "copy"
+    shutil.copytree(SHIPPED, directory)
+    data = ["--data", FIXTURES / "reviews.tsv", "--model", directory]
+    result = run("evaluate", *data, "--sweep", "--calibrate", "--json")
+    assert result.returncode == 0, result.stderr
+    return directory, json.loads(result.stdout)
+
+
+def test_sweep_covers_every_mechanism_and_neighbour(calibrated):
+    directory, result = calibrated
+    carried = Model.from_pretrained(directory).config.mechanisms
+    assert set(result["areas"]) >= {*carried, *exits.RULES}
+    for point in result["points"]:
+        assert 0 < point["macs_fraction"] <= 1.1
+        assert 0 <= point["value"] <= 1
+        assert point["ms_per_text"] > 0
+    depths = [p["layers_mean"] for p in result["points"] if p["curve"] == "fixed"]
+    assert depths == [1, 2, 3, 4, 5, 6]
+    assert "mean value over the low half" in sweep.table(result)
+
+
+def test_a_budget_is_kept(calibrated):
+    directory, _ = calibrated
+    model = Model.from_pretrained(directory)
+    shares = [entry["macs_fraction"] for entry in model.config.budgets]
+    assert shares == sorted(shares)
+    for budget in (*shares, 1.0):
+        options = ["--model", directory, "--data", FIXTURES / "reviews.tsv", "--json"]
+        r = json.loads(run("evaluate", *options, "--budget", budget).stdout)
+        assert r["macs_fraction"] <= budget + 1e-3
+    with pytest.raises(InputError, match="the least that the model can do with is"):
+        model("a film", budget=0.0)
+    with pytest.raises(InputError, match="give it alone"):
+        model("a film", budget=0.5, slack=0.1)
+
+
+def test_plot(calibrated, tmp_path):
+    pytest.importorskip("matplotlib")
+    sweep.plot(calibrated[1], tmp_path / "curve.svg")
+    assert (tmp_path / "curve.svg").read_text().count("<path") > 5
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--plot", "x.svg"], "go with --sweep"),
+        (["--sweep", "--calibrate"], "--calibrate needs --model"),
+        (["--rule", "entropy", "--full"], "needs halting in use"),
+    ],
+)
+def test_what_cannot_work(options, sentence):
+    result = run("evaluate", "--data", FIXTURES / "reviews.tsv", *options)
+    assert result.returncode == 2
+    assert sentence in result.stderr
