@@ -245,18 +245,21 @@ def _ours(raw: Any) -> dict[str, Any]:
 
 
 def _budgets(raw: Any) -> tuple[dict, ...]:
-    """What --budget chooses from; the knobs themselves are checked when they are used."""
-    knobs = {"use", "slack", "threshold", "keep"}
+    """What --budget chooses from; which values make sense is checked when they are used."""
+    wrong = InputError(
+        'config.json: minidact.budgets is not a list of {"macs_fraction": number, "knobs": {"use": '
+        '[..], "slack": number, "threshold": number, "keep": number}}'
+    )
     for entry in raw if isinstance(raw, list) else [None]:
-        if (
-            not isinstance(entry, dict)
-            or set(entry) != {"macs_fraction", "knobs"}
-            or not isinstance(entry["macs_fraction"], int | float)
-            or not isinstance(entry["knobs"], dict)
-            or set(entry["knobs"]) - knobs
-        ):
-            raise InputError(
-                'config.json: minidact.budgets is not a list of {"macs_fraction": number, "knobs": '
-                f"{{{', '.join(sorted(knobs))}}}}}"
-            )
+        if not isinstance(entry, dict) or set(entry) != {"macs_fraction", "knobs"}:
+            raise wrong
+        knobs = entry["knobs"]
+        if not isinstance(knobs, dict) or set(knobs) - {"use", "slack", "threshold", "keep"}:
+            raise wrong
+        numbers = [entry["macs_fraction"], *(v for k, v in knobs.items() if k != "use")]
+        use = knobs.get("use", [])
+        if not isinstance(use, list) or not all(isinstance(name, str) for name in use):
+            raise wrong
+        if not all(isinstance(v, int | float) for v in numbers):
+            raise wrong
     return tuple(raw)

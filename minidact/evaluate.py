@@ -57,6 +57,8 @@ def main() -> None:
         result = evaluate(*fixed, how)
         print(json.dumps(result) if options.json else table(result))
         return
+    if not model.config.mechanisms:
+        raise InputError("the model carries no mechanism, so there is no knob to sweep")
     result = sweep.sweep(model.config, lambda knobs: evaluate(*fixed, knobs), tqdm)
     print(json.dumps(result) if options.json else sweep.table(result))
     if options.plot:

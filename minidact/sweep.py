@@ -10,6 +10,7 @@ import numpy as np
 
 from . import exits
 from .config import Config
+from .errors import InputError
 
 SLACKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 THRESHOLDS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99, 1.01)
@@ -117,5 +118,9 @@ def plot(result: dict, path: str) -> None:
     axes.set_ylabel(result["points"][0]["metric"])
     axes.legend()
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be drawn: {error}") from None
+    finally:
+        plt.close(figure)

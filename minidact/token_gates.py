@@ -53,9 +53,8 @@ def bins_of(significance, there, offsets, bins: int, relative: bool = True, keep
     """
     first, n = offsets[:-1], ragged.lengths(offsets)
     sentence, place = np.repeat(np.arange(len(n)), n), ragged.positions(offsets)
-    group = np.where(
-        place == 0, 0, np.where(there, 1, 2)
-    )  # [CLS], then who is there, then the rest
+    # in a sentence [CLS] comes first, then who is there, then the rest
+    group = np.where(place == 0, 0, np.where(there, 1, 2))
     order = np.lexsort((-significance, group, sentence))
     rank = np.empty(len(order), np.int64)
     rank[order] = place

@@ -352,6 +352,13 @@ BROKEN = [
     (config(id2label=7), "id2label"),
     (config(position_embedding_type="relative_key"), "relative positions"),
     (config(minidact={"halting": {"trunk_size": 0}}), "trunk_size is 0"),
+    (config(minidact={"planning": {"planner": "tree"}}), "planner is 'tree', not one of steps"),
+    (config(minidact={"tokens": {"bins": 10**9}}), "bins is 1000000000, not a whole number in"),
+    (config(minidact={"tokens": {"rank": 3}}), "minidact.tokens may hold bins, ranks, pool only"),
+    (
+        config(minidact={"budgets": [{"macs_fraction": "much", "knobs": {}}]}),
+        "budgets is not a list",
+    ),
     (config(minidact={"summary": "max"}), "summary is 'max'"),
     (config(minidact={"halting": {}}), "lacks dact.layer.0"),
     (config(problem_type="regression"), "3 labels do not fit a regression"),

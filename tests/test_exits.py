@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT, offsets_strategy, run, seeds
+from conftest import FIXTURES, ROOT, TINY, offsets_strategy, run, seeds
 from gradcheck import check_gradient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -209,6 +209,7 @@ def test_plot(calibrated, tmp_path):
     [
         (["--plot", "x.svg"], "go with --sweep"),
         (["--sweep", "--calibrate"], "--calibrate needs --model"),
+        (["--sweep", "--model", TINY], "no knob to sweep"),
         (["--rule", "entropy", "--full"], "needs halting in use"),
     ],
 )
