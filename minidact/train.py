@@ -216,6 +216,8 @@ class Run:
             np.clip(gates, 0, 1, out=gates)
         if self.average and (step + 1) % AVERAGE_EVERY == 0:
             optim.move_average(self.average, self.params, o.average**AVERAGE_EVERY)
+            if self.config.tokens is not None:  # the mean of a gate's way to 0 is neither 0 nor 1
+                self.average[token_gates.NAME][:] = self.params[token_gates.NAME]
         tokens, seconds = len(batch.ids), time.perf_counter() - begin
         record = {"step": step, "loss": float(terms.pop("loss")), "lr": o.lr * share}
         record |= {"tokens": tokens, "tokens_per_s": tokens / seconds}
