@@ -16,13 +16,8 @@ from .errors import InputError
 
 MECHANISMS = ("halting", "planning", "tokens")  # what `use` may name
 SUMMARIES = ("cls", "mean")
-TRAINED = (
-    "dact",
-    "deebert",
-    "fastbert",
-    "pabee",
-    "pondernet",
-)  # how halting's heads may be trained
+# how halting's heads may be trained
+TRAINED = ("dact", "deebert", "fastbert", "pabee", "pondernet")
 
 # Every size has bounds: a config.json is somebody's file, and nothing is allocated on its word.
 BOUNDS = {
@@ -232,12 +227,8 @@ def _ours(raw: Any) -> dict[str, Any]:
             at = f"config.json: minidact.{mechanism}.{name}"
             if name in choices and value not in choices[name]:
                 raise InputError(f"{at} is {value!r}, not one of {', '.join(choices[name])}")
-            if name in most and (
-                not isinstance(value, int)
-                or isinstance(value, bool)
-                or not 1 <= value <= most[name]
-            ):
-                raise InputError(f"{at} is {value!r}, not a whole number in 1..{most[name]}")
+            if name in most:
+                _integer(whole, name, 1, most[name])
             if name == "sees_confidence" and not isinstance(value, bool):
                 raise InputError(f"{at} is not true or false")
         values[mechanism] = kind(**whole)

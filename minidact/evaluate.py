@@ -80,9 +80,8 @@ def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=Non
     seconds, answers = dict.fromkeys(runs, 0.0), {key: [] for key in runs}
     starts = range(0, len(labels), batch_size)
     first = data.encode(model.tokenizer, examples.texts[:batch_size], None)
-    model.run(
-        first, runs["_full"]
-    )  # what only large batches need is compiled here, not on the clock
+    # what only large batches need is compiled here, not on the clock
+    model.run(first, runs["_full"])
     for turn, start in enumerate(
         tqdm(starts, unit="batch", leave=False, disable=not sys.stderr.isatty())
     ):

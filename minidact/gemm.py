@@ -23,8 +23,8 @@ before it either: the next that needs its result comes 24 later, and it takes on
 **The panel.** Walking down two vectors' width of B as a checkpoint stores it would touch another
 page of memory with every step. So B is cut into panels, (depth, 2 * WIDTH) each and contiguous:
 the tile reads its panel from front to back. Inference packs every weight once; training packs
-each panel as it comes to it, which costs little when hundreds of rows then use it. A panel begins
-where a line of memory does, at a multiple of 64 bytes: else every load would need two lines.
+it for every product, which costs little when hundreds of rows then use it. A panel begins where
+a line of memory does, at a multiple of 64 bytes: else every load would need two lines.
 
 **The prefetch.** With few rows (one short sentence) a panel is used once or twice, and comes from
 main memory, which takes a hundred times as long as a multiplication. So each step also asks for a

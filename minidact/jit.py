@@ -22,14 +22,8 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-COMPILED = (
-    "jit",
-    "special",
-    "gemm",
-    "attention",
-    "kernels",
-    "inference",
-)  # files with kernels in them
+# files with kernels in them
+COMPILED = ("jit", "special", "gemm", "attention", "kernels", "inference")
 REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order; NaN, inf stay
 
 

@@ -27,9 +27,7 @@ from .errors import InputError, run_command
 from .predict import Model
 from .recipe import STATE, check, parser
 
-AVERAGE_EVERY = (
-    10  # steps from one turn of the moving average to the next: it passes over all weights
-)
+AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass over all weights
 
 
 def main() -> None:
@@ -186,7 +184,7 @@ class Run:
         chosen = order[place * o.batch_size : (place + 1) * o.batch_size]
         batch = data.to_batch([self.sentences[i] for i in chosen])
         rng = np.random.default_rng([o.seed, 2, step])
-        if self.config.halting is not None and o.heads in exits.FROZEN:
+        if o.heads in exits.FROZEN:
             rng = None  # the backbone stays as it is, so nothing in it is dropped
 
         costs = self.costs(step)
