@@ -32,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, help="texts per batch, as they come (default 32)")
     add("--metric", choices=metrics.METRICS, help="default: by the file's layout, else accuracy")
     add("--sweep", action="store_true", help="every mechanism and neighbour over its knob's range")
+    add("--curves", help="with --sweep: only these, by commas: halting, planning, tokens, all (of "
+        "them together), and the rules for stopping of exits.py")  # fmt: skip
     add("--plot", metavar="FILE", help="with --sweep: draw it (.svg, .png, ..; needs matplotlib)")
     add("--calibrate", action="store_true", help="with --sweep: store in --model's config.json "
         "which knobs spend how much, for --budget")  # fmt: skip
@@ -43,8 +45,8 @@ def main() -> None:
     options = parser().parse_args()
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}; it must be at least 1")
-    if (options.plot or options.calibrate) and not options.sweep:
-        raise InputError("--plot and --calibrate go with --sweep")
+    if (options.plot or options.calibrate or options.curves) and not options.sweep:
+        raise InputError("--curves, --plot and --calibrate go with --sweep")
     if options.calibrate and not os.path.isdir(options.model or ""):
         raise InputError("--calibrate needs --model with a directory to write to")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
@@ -59,7 +61,8 @@ def main() -> None:
         return
     if not model.config.mechanisms:
         raise InputError("the model carries no mechanism, so there is no knob to sweep")
-    result = sweep.sweep(model.config, lambda knobs: evaluate(*fixed, knobs), tqdm)
+    points = sweep.settings(model.config, options.curves)
+    result = sweep.sweep(points, lambda knobs, known: evaluate(*fixed, knobs, known), tqdm)
     print(json.dumps(result) if options.json else sweep.table(result))
     if options.plot:
         sweep.plot(result, options.plot)
@@ -68,20 +71,23 @@ def main() -> None:
         checkpoint.save_config(options.model, config)
 
 
-def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=None) -> dict:
+def evaluate(
+    model: Model, examples, labels, metric=None, batch_size=32, how=None, known=None
+) -> dict:
     """The object of `evaluate --json`. how: keyword arguments that make the model adaptive.
 
     Every batch is answered twice, in full and adaptively, from text to probabilities, the two in
-    alternating order; ms_per_text and ms_per_text_full are the totals per text.
+    alternating order; ms_per_text and ms_per_text_full are the totals per text. known: an earlier
+    result on the same examples, whose figures of the full model are taken instead.
     """
     how = how or {}
     metric = metrics.choose(metric, examples.metric, model.config.problem_type == "regression")
-    runs = {"": model.knobs(**how), "_full": model.knobs(())}
+    runs = {"": model.knobs(**how)} | ({} if known else {"_full": model.knobs(())})
     seconds, answers = dict.fromkeys(runs, 0.0), {key: [] for key in runs}
     starts = range(0, len(labels), batch_size)
-    first = data.encode(model.tokenizer, examples.texts[:batch_size], None)
-    # what only large batches need is compiled here, not on the clock
-    model.run(first, runs["_full"])
+    if not known:  # what only large batches need is compiled here, not on the clock
+        first = data.encode(model.tokenizer, examples.texts[:batch_size], None)
+        model.run(first, runs["_full"])
     for turn, start in enumerate(
         tqdm(starts, unit="batch", leave=False, disable=not sys.stderr.isatty())
     ):
@@ -93,20 +99,28 @@ def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=Non
             answers[key].append(model.run(sentences, runs[key]))
             seconds[key] += time.perf_counter() - begin
 
-    def gathered(key, field):
-        return np.concatenate([getattr(a, field) for a in answers[key]])
+    def gathered(field):
+        return np.concatenate([getattr(a, field) for a in answers[""]])
 
+    def figures(key):
+        probs = np.concatenate([a.probs for a in answers[key]])
+        return {
+            f"value{key}": metrics.score(metric, probs, labels),
+            f"ms_per_text{key}": seconds[key] * 1e3 / len(labels),
+        }
+
+    full = known or figures("_full")
+    tokens_full = len(gathered("stayed")) * model.config.num_hidden_layers
     return {
         "metric": metric,
-        "value": metrics.score(metric, gathered("", "probs"), labels),
-        "value_full": metrics.score(metric, gathered("_full", "probs"), labels),
         "examples": len(labels),
         "num_layers": model.config.num_hidden_layers,
-        "layers_mean": float(gathered("", "layers_run").sum(1).mean()),
-        "tokens_fraction": float(gathered("", "tokens").sum() / gathered("_full", "tokens").sum()),
-        "macs_fraction": float(gathered("", "macs").sum() / gathered("_full", "macs").sum()),
-        "ms_per_text": seconds[""] * 1e3 / len(labels),
-        "ms_per_text_full": seconds["_full"] * 1e3 / len(labels),
+        "layers_mean": float(gathered("layers_run").sum(1).mean()),
+        "tokens_fraction": float(gathered("tokens").sum() / tokens_full),
+        "macs_fraction": float(gathered("macs").sum() / gathered("macs_full").sum()),
+        **figures(""),
+        "value_full": full["value_full"],
+        "ms_per_text_full": full["ms_per_text_full"],
     }
 
 

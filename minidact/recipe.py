@@ -97,7 +97,8 @@ def _tokens(add) -> None:
     """Token gates."""
     add("--token-cost", type=float, default=0.5, help="price of keeping tokens (lambda_1); 0..5")
     add("--bimodal", type=float, default=0.5, help="price of a gate between 0 and 1 (lambda_2)")
-    add("--gate-lr", type=float, default=3e-3, help="peak rate of the token gates")
+    add("--gate-lr", type=float, help="peak rate of the token gates; default: 10 / steps, at most "
+        "0.1, so that a gate can close and open again in a run of any length")  # fmt: skip
     add("--bins", type=int, default=16, help="gates of a layer")
     add("--ranks", choices=("relative", "absolute"), default="relative", help="what a gate is for")
     add("--pool", choices=("last", "left"), default="last", help="the mean of a sentence's rows "

@@ -96,6 +96,16 @@ def soft_backward(cache) -> dict[str, np.ndarray]:
     return grads
 
 
+def soft_answers(params, config: Config, batch: Batch, calc=ops):
+    """(B, Y) what hard.Answers.probs holds, but with token gates as they are, not set to 0 or 1."""
+    summaries, u, _, _ = _walk_forward(params, config, batch, Costs(), calc, None)
+    if config.halting is not None:
+        _, y, h, _ = _units_forward(params, summaries[1:], calc)
+        return dact.accumulate_forward(y, h, u)[0]
+    answer, _ = bert.classifier_forward(params, config, summaries[-1], calc)
+    return answer if config.problem_type == "regression" else calc.softmax_forward(answer)[0]
+
+
 # ---------------------------------------------------------------------------- through the layers
 
 

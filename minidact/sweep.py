@@ -18,8 +18,22 @@ KEEPS = (0.25, 0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 3.0, 5.0)
 LOW_HALF = 0.5  # the area is taken from one layer's share of the multiply-adds up to this
 
 
-def settings(config: Config) -> Iterator[tuple[str, dict]]:
-    """(name of the curve, keyword arguments for Model.knobs) of every point."""
+def settings(config: Config, curves: str | None = None) -> list[tuple[str, dict]]:
+    """(name of the curve, keyword arguments for Model.knobs) of every point.
+
+    curves: names by commas, of those the model can be swept over; None: all. Raises InputError.
+    """
+    points = list(_settings(config))
+    if curves is None:
+        return points
+    known, wanted = dict.fromkeys(name for name, _ in points), curves.split(",")
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"--curves {name!r} is unknown here; there is {', '.join(known)}")
+    return [point for point in points if point[0] in wanted]
+
+
+def _settings(config: Config) -> Iterator[tuple[str, dict]]:
     carried, dact = config.mechanisms, config.halting and config.halting.trained == "dact"
     if dact:
         for slack in SLACKS:
@@ -30,31 +44,38 @@ def settings(config: Config) -> Iterator[tuple[str, dict]]:
     if "tokens" in carried:
         for keep in KEEPS:
             yield "tokens", {"use": ("tokens",), "keep": keep}
-    if len(carried) > 1:
-        ranges = {
-            "slack": SLACKS[::2] if dact else (0.0,),
-            "threshold": (0.5, 0.9) if "planning" in carried else (0.5,),
-            "keep": (0.4, 0.6, 1.0, 1.6) if "tokens" in carried else (1.0,),
-        }
-        for values in product(*ranges.values()):
-            yield "all", {"use": carried, **dict(zip(ranges, values, strict=True))}
+    if len(carried) > 1:  # "all": one knob, as for each alone; "grid": all knobs, for --budget
+        knob, values = ("slack", SLACKS) if dact else ("keep", KEEPS)
+        for value in values:
+            yield "all", {"use": carried, knob: value}
+        thresholds = (0.5, 0.9) if "planning" in carried else (0.5,)
+        keeps = (0.4, 0.6, 1.0, 1.6) if "tokens" in carried else (1.0,)
+        for slack, threshold, keep in product(SLACKS[::2] if dact else (0.0,), thresholds, keeps):
+            if (threshold, keep) != (0.5, 1.0):
+                knobs = {"slack": slack, "threshold": threshold, "keep": keep}
+                yield "grid", {"use": carried, **knobs}
     if "halting" in carried:
+        own = exits.OWN_RULE[config.halting.trained]
         for name, rule in exits.RULES.items():
-            for at in rule.range if name != "fixed" else range(1, config.num_hidden_layers + 1):
-                yield name, {"use": ("halting",), "rule": name, "at": at}
+            if dact or name in (own, "fixed", "confidence"):
+                depths = range(1, config.num_hidden_layers + 1)
+                for at in depths if name == "fixed" else rule.range:
+                    yield name, {"use": ("halting",), "rule": name, "at": at}
 
 
-def sweep(config: Config, evaluate: Callable[[dict], dict], progress=iter) -> dict:
-    """evaluate: knobs -> what evaluate.evaluate returns. -> {"points", "areas", "budgets"}."""
-    points = []
-    for name, knobs in progress(list(settings(config))):
-        result = evaluate(knobs)
+def sweep(settings: list, evaluate: Callable[[dict, dict | None], dict], progress=iter) -> dict:
+    """-> {"points", "areas", "budgets"}. evaluate: knobs, a known result -> evaluate.evaluate's.
+
+    The full model is timed anew at the first point of every curve.
+    """
+    points, known = [], {}
+    for name, knobs in progress(settings):
+        result = known[name] = evaluate(knobs, known.get(name))
         points.append({"curve": name, "knobs": knobs} | result)
-    lowest = 1 / config.num_hidden_layers
-    curves = dict.fromkeys(point["curve"] for point in points)
+    lowest = 1 / points[0]["num_layers"]
     areas = {
         name: area([(p["macs_fraction"], p["value"]) for p in points if p["curve"] == name], lowest)
-        for name in curves
+        for name in known
     }
     return {"points": points, "areas": areas, "budgets": budgets(points)}
 

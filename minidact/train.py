@@ -204,7 +204,8 @@ class Run:
         rates = dict.fromkeys(self.params, o.lr * share)
         rates |= dict.fromkeys(self.new, o.head_lr * share)
         if self.config.tokens is not None:
-            rates[token_gates.NAME] = 0.0 if o.freeze_gates else o.gate_lr * share
+            peak = min(0.1, 10 / self.total) if o.gate_lr is None else o.gate_lr
+            rates[token_gates.NAME] = 0.0 if o.freeze_gates else peak * share
         optim.adamw(
             self.params, grads, self.moments, step + 1, rates, self.calc,
             weight_decay=o.weight_decay, scale=optim.clip_scale(norm),
@@ -243,19 +244,25 @@ class Run:
 
     def report(self) -> tuple[str, float]:
         """The dev score in full and with every mechanism in use: in words, and the latter."""
-        trained = Model(self.config, self.average or self.params, self.tokenizer)
+        params = self.average or self.params
+        trained = Model(self.config, params, self.tokenizer)
+        starts = range(0, len(self.dev_labels), 32)
+        parts = [self.dev_sentences[start : start + 32] for start in starts]
         values, layers = [], []
         for use in ((), None):
-            answers = [
-                trained.run(self.dev_sentences[start : start + 32], trained.knobs(use))
-                for start in range(0, len(self.dev_labels), 32)
-            ]
+            answers = [trained.run(part, trained.knobs(use)) for part in parts]
             probs = np.concatenate([a.probs for a in answers])
             values.append(metrics.score(self.metric, probs, self.dev_labels))
             layers.append(np.concatenate([a.layers_run.sum(1) for a in answers]).mean())
         text = f"dev {self.metric} {values[0]:.4f}"
         if self.config.mechanisms:
             text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers"
+        if self.config.tokens is not None:  # are the gates fit to be set to 0 and 1?
+            batches = map(data.to_batch, parts)
+            probs = [soft.soft_answers(params, self.config, b, self.calc) for b in batches]
+            value = metrics.score(self.metric, np.concatenate(probs), self.dev_labels)
+            far = token_gates.undecided(params[token_gates.NAME])
+            text += f"; with token gates as they are, a mean {far:.3f} from 0 or 1: {value:.4f}"
         return text, values[1]
 
     def save_model(self) -> None:

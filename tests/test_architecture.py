@@ -29,7 +29,7 @@ ROOMS = [
     {"infer", "train", "contenders"},
     {"sweep"},
     {"evaluate"},
-    {"bench"},
+    {"bench", "study"},
 ]
 FILES = sorted(PACKAGE.glob("*.py"))
 

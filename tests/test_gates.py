@@ -54,6 +54,8 @@ def test_soft_and_hard_pass_agree_for_gates_at_0_and_1(gated, offsets, which):
     answers = hard.hard_forward(params, config, batch, Knobs(("planning", "tokens")))
     picked = np.maximum(answers.probs[np.arange(len(labels)), labels], 1e-8)
     np.testing.assert_allclose(terms["answer"], -np.log(picked).mean(), rtol=1e-9)
+    soft_probs = soft.soft_answers(params, config, batch)
+    np.testing.assert_allclose(soft_probs, answers.probs, rtol=1e-9, atol=1e-12)
 
 
 @given(gated_models(halting=False), offsets_strategy(4, 6))
@@ -64,6 +66,7 @@ def test_soft_and_hard_pass_agree_without_halting(gated, offsets):
     probs = hard.hard_forward(params, config, batch, Knobs(("planning", "tokens"))).probs
     expected = -np.log(probs[np.arange(len(labels)), labels]).mean()
     np.testing.assert_allclose(terms["loss"], expected, rtol=1e-9)
+    np.testing.assert_allclose(soft.soft_answers(params, config, batch), probs, rtol=1e-9)
 
 
 @given(gated_models(), offsets_strategy(4, 6), uses, st.sampled_from(["tight", "paper"]))

@@ -1,0 +1,142 @@
+"""Every method on the same tasks: `python -m minidact.study --data GLUE --init DIR --out DIR`.
+
+All it does are trainings and sweeps, each by a command of this package, in a process of its own and
+printed before it starts. What is finished is not done again, so the study can be stopped at any
+time, and widened later by further tasks and seeds. At the end it prints the table.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError, run_command
+from .recipe import STATE
+
+TASKS = {  # epochs; the files, in a folder named like the task, are train.tsv and the second
+    "SST-2": (3, "dev.tsv"),
+    "CoLA": (3, "dev.tsv"),
+    "MRPC": (3, "dev.tsv"),
+    "RTE": (3, "dev.tsv"),
+    "TREC": (3, "test.tsv"),
+}
+ALWAYS = "--summary mean --lr 5e-5 --keep best --dtype float16"
+DACT = "--use halting --tau 0.02 --distill 0.5"
+ALL = (  # a gentle second training of what DACT has learnt
+    "--use halting,planning,tokens --epochs {half} --lr 2e-5 --head-lr 2e-4 --tau 0.02"
+    " --distill 0.5 --layer-cost 1 --layer-target 0.4 --explore 0.1 --explore-share 0.1"
+    " --token-cost 0.12 --bimodal 1"
+)
+METHODS = {  # what it starts from (None: the backbone), how it is trained, the curves it is for
+    "plain": (None, "", ()),
+    "dact": (None, DACT, ("halting", "confidence", "fixed")),
+    "pabee": (None, "--use halting --heads pabee", ("patience",)),
+    "pondernet": (None, "--use halting --heads pondernet", ("cumulated",)),
+    "deebert": ("plain", "--use halting --heads deebert", ("entropy",)),
+    "fastbert": ("plain", "--use halting --heads fastbert", ("uncertainty",)),
+    "all": ("dact", ALL, ("halting", "planning", "tokens", "all")),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m minidact.study",
+        description="Trains and compares the mechanisms and their neighbours. Takes hours.",
+    )
+    add = p.add_argument
+    add("--data", required=True, help="directory of tasks: GLUE's folders, and TREC")
+    add("--init", required=True, help="the backbone: a directory, a hub id, or a name in weights/")
+    add("--out", required=True, help="directory for the models, logs and figures")
+    add("--tasks", default=",".join(TASKS), help="by commas (default: %(default)s)")
+    add("--methods", default=",".join(METHODS), help="by commas (default: %(default)s)")
+    add("--seeds", default="0", help="by commas (default: %(default)s)")
+    add("--json", action="store_true", help="print the figures as one JSON object, not the table")
+    return p
+
+
+def main() -> None:
+    o = parser().parse_args()
+    tasks, methods = chosen("tasks", o.tasks, TASKS), chosen("methods", o.methods, METHODS)
+    try:
+        seeds = [int(seed) for seed in o.seeds.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds is {o.seeds!r}; it must be numbers, by commas") from None
+    results = {}
+    for seed in seeds:
+        for task in tasks:
+            for method in methods:
+                found = study(o, task, method, seed)
+                for curve, value in found.items():
+                    results.setdefault((method, curve), {}).setdefault(task, []).append(value)
+    figures = [{"method": m, "curve": c, **values} for (m, c), values in results.items()]
+    print(json.dumps(figures) if o.json else table(figures, tasks))
+
+
+def chosen(option: str, names: str, known) -> list[str]:
+    for name in names.split(","):
+        if name not in known:
+            raise InputError(f"--{option} {name!r} is unknown; there is {', '.join(known)}")
+    return names.split(",")
+
+
+def study(o, task: str, method: str, seed: int) -> dict[str, float]:
+    """Trains, sweeps -> {"full": the metric in full, curve: its area, ...}."""
+    start, options, curves = METHODS[method]
+    (epochs, dev), folder = TASKS[task], Path(o.data) / task
+    out = Path(o.out) / task / f"{method}-{seed}"
+    if not (out / "config.json").exists():
+        if start:
+            study(o, task, start, seed)
+        init = out.with_name(f"{start}-{seed}") if start else o.init
+        command = f"train --out {shlex.quote(str(out))} --resume"
+        if not (out / STATE).exists():
+            options = f"--epochs {epochs} {ALWAYS} {options.format(half=(epochs + 1) // 2)}"
+            files = {"data": folder / "train.tsv", "dev": folder / dev, "init": init, "out": out}
+            paths = " ".join(f"--{name} {shlex.quote(str(path))}" for name, path in files.items())
+            command = f"train {paths} --seed {seed} {options}"
+        call(command, sys.stderr)
+    scores = out / "sweep.json"
+    if not scores.exists():
+        kind = f"--sweep --curves {','.join(curves)}" if curves else ""
+        paths = f"--model {shlex.quote(str(out))} --data {shlex.quote(str(folder / dev))}"
+        text = call(f"evaluate {paths} {kind} --json", subprocess.PIPE)
+        unfinished = scores.with_suffix(".part")
+        unfinished.write_text(text)
+        os.replace(unfinished, scores)
+    result = json.loads(scores.read_text())
+    full = result["points"][0]["value_full"] if curves else result["value_full"]
+    return {"full": full} | result.get("areas", {})
+
+
+def call(command: str, stdout) -> str | None:
+    """Runs a command of this package; stdout: where to, or subprocess.PIPE for returning it."""
+    print(f"python -m minidact.{command}", file=sys.stderr, flush=True)
+    name, *rest = shlex.split(command)
+    words = [sys.executable, "-m", f"minidact.{name}", *rest]
+    run = subprocess.run(words, stdout=stdout, text=True)
+    if run.returncode:
+        raise InputError(f"that ended with code {run.returncode}; the same study goes on from here")
+    return run.stdout
+
+
+def table(figures: list[dict], tasks: list[str]) -> str:
+    """Markdown: a line for every curve; means over the seeds, and their standard deviations."""
+    lines = [f"| model | curve | {' | '.join(tasks)} |", "|---" * (len(tasks) + 2) + "|"]
+    for row in figures:
+        cells = [cell(row[task]) if task in row else "" for task in tasks]
+        lines.append(f"| {row['method']} | {row['curve']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(values: list[float]) -> str:
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    run_command(main)
