@@ -208,6 +208,8 @@ def test_plot(calibrated, tmp_path):
     ("options", "sentence"),
     [
         (["--plot", "x.svg"], "go with --sweep"),
+        (["--curves", "fixed"], "go with --sweep"),
+        (["--sweep", "--curves", "fixed,wheel"], "--curves 'wheel' is unknown here"),
         (["--sweep", "--calibrate"], "--calibrate needs --model"),
         (["--sweep", "--model", TINY], "no knob to sweep"),
         (["--rule", "entropy", "--full"], "needs halting in use"),
