@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from .errors import InputError
 from .hard import Answers, Knobs, hard_forward
 from .inference import Encoder
 from .model import calculus
+
+# a pass uses all cores already, and two at once crash Numba's simplest threads
+ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,13 @@ class Model:
     def run(self, sentences: Sequence[data.Encoded], knobs: Knobs) -> Answers:
         """The hard pass on encoded texts, as one batch, in arrays."""
         batch = data.to_batch(sentences)
-        return hard_forward(self.params, self.config, batch, knobs, self._calc, self._encoder)
+        with ONE_AT_A_TIME, np.errstate(all="ignore"):  # what overflows is found below
+            answers = hard_forward(
+                self.params, self.config, batch, knobs, self._calc, self._encoder
+            )
+        if not np.isfinite(answers.probs).all():
+            raise InputError("the model's weights are so large that its answer is not a number")
+        return answers
 
     def _prediction(self, text, pair, sentence, stayed, answers: Answers, i, ms) -> Prediction:
         labels = self.config.id2label
