@@ -9,6 +9,8 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from . import bert, model
 from .config import Config
 from .errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
 REQUIRED = FILES[:2]
@@ -285,6 +292,26 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path} cannot be made a directory: {error.strerror}") from None
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Holds a directory as long as the block lasts; raises InputError if another process does."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"another run is writing to {directory}; choose another --out") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_file(path: Path, data: bytes) -> None:

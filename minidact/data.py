@@ -204,14 +204,20 @@ class Encoded(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
-    """Texts (and their second texts) -> [CLS] text [SEP] (pair [SEP]), each of them."""
+    """Texts (and their second texts) -> [CLS] text [SEP] (pair [SEP]), each of them.
+
+    Raises InputError if the tokenizer cannot: its vocabulary may lack what it needs.
+    """
     texts = [_clean(text) for text in texts]
     inputs = texts if pairs is None else list(zip(texts, map(_clean, pairs), strict=True))
-    if len(inputs) == 1:  # encode_batch would wake a pool of threads
-        one = inputs[0]
-        encodings = [tokenizer.encode(*one) if pairs is not None else tokenizer.encode(one)]
-    else:
-        encodings = tokenizer.encode_batch(inputs)
+    try:
+        if len(inputs) == 1:  # encode_batch would wake a pool of threads
+            one = inputs[0]
+            encodings = [tokenizer.encode(*one) if pairs is not None else tokenizer.encode(one)]
+        else:
+            encodings = tokenizer.encode_batch(inputs)
+    except Exception as error:  # the Rust side raises bare Exception
+        raise InputError(f"the model's tokenizer fails on a text: {error}") from None
     return [
         Encoded(np.array(e.ids), np.array(e.type_ids), e.tokens, bool(e.overflowing))
         for e in encodings

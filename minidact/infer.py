@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 
 import numba
 
@@ -86,19 +86,37 @@ def main() -> None:
     if options.text != "-":
         show(model(options.text, options.pair, **how), options)
         return
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    lines = (line.rstrip("\r\n") for line in sys.stdin)
-    for texts in batched(lines, options.batch_size):
-        for prediction in model(texts, batch_size=options.batch_size, **how):
-            show(prediction, options)
+    numbers = count(1)
+    for lines in batched(sys.stdin.buffer, options.batch_size):
+        texts = [decoded(line) for line in lines]
+        readable = [text for text in texts if text is not None]
+        predictions = iter(model(readable, batch_size=options.batch_size, **how))
+        for text, number in zip(texts, numbers, strict=False):
+            if text is None:
+                refuse(f"line {number}: not valid UTF-8", options)
+            else:
+                show(next(predictions), options)
         sys.stdout.flush()
 
 
-def batched(lines: Iterator[str], size: int) -> Iterator[list[str]]:
+def batched(lines: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
     if size < 1:
         raise InputError(f"--batch-size is {size}; it must be at least 1")
-    while texts := list(islice(lines, size)):
-        yield texts
+    while batch := list(islice(lines, size)):
+        yield batch
+
+
+def decoded(line: bytes) -> str | None:
+    """A line as text, without its end; None if it is not UTF-8."""
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        return None
+
+
+def refuse(reason: str, options) -> None:
+    """Stands in the output where the answer to a line would."""
+    print(json.dumps({"error": reason}) if options.json else f"error: {reason}")
 
 
 def show(prediction: Prediction, options) -> None:

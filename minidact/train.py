@@ -40,7 +40,10 @@ def main() -> None:
         config, params, new, tokenizer = build(options)
         moments, done, best = optim.zero_moments(params), 0, -math.inf
         average = {n: p.copy() for n, p in params.items()} if options.average else {}
-    Run(options, config, params, average, moments, new, tokenizer).go(done, best)
+    run = Run(options, config, params, average, moments, new, tokenizer)
+    checkpoint.make_directory(Path(options.out))
+    with checkpoint.alone_in(Path(options.out)):
+        run.go(done, best)
 
 
 def build(options) -> tuple[Config, dict, list[str], Tokenizer]:
@@ -132,7 +135,6 @@ class Run:
         # Ctrl-C waits for the end of the step: a half-updated model is no checkpoint
         interrupted = []
         before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
-        checkpoint.make_directory(out)
         for leftover in out.glob(f".{STATE}.*"):  # of a run that was killed while it saved
             leftover.unlink()
         log = open_log(options.log, done)
@@ -166,8 +168,7 @@ class Run:
                 log.close()
         if done < self.total:
             self.save_state(done, best)
-            command = f"python -m minidact.train --out {shlex.quote(options.out)} --resume"
-            print(f"stopped and saved after step {done}; go on with: {command}")
+            print(f"stopped and saved after step {done}; {self.way_on()}")
             sys.exit(130)
         if options.keep == "last":
             self.save_model()
@@ -196,8 +197,8 @@ class Run:
         for what, value in (("loss", terms["loss"]), ("gradient's norm", norm)):
             if not np.isfinite(value):
                 raise InputError(
-                    f"the {what} is {value} at step {step}: training stops here; the checkpoint "
-                    f"in {o.out} is of before (try a lower --lr)"
+                    f"the {what} is {value} at step {step}: training stops here; the last "
+                    f"checkpoint in {o.out} is good (try a lower --lr)"
                 )
 
         share = optim.schedule(step, self.total, o.warmup, o.schedule)
@@ -275,9 +276,19 @@ class Run:
         for kind, moments in zip(("average", "m", "v"), (self.average, *self.moments), strict=True):
             tensors |= {f"{kind}/{name}": array for name, array in moments.items()}
         about = {"done": str(done), "best": str(best), "options": json.dumps(vars(self.options))}
-        checkpoint.write_file(
-            Path(self.options.out) / STATE, safetensors.numpy.save(tensors, about)
-        )
+        try:
+            checkpoint.write_file(
+                Path(self.options.out) / STATE, safetensors.numpy.save(tensors, about)
+            )
+        except InputError as error:
+            raise InputError(f"{error}; {self.way_on()}") from None
+
+    def way_on(self) -> str:
+        """What to do when a run ends before its end."""
+        if not (Path(self.options.out) / STATE).exists():
+            return "nothing was trained yet"
+        command = f"python -m minidact.train --out {shlex.quote(self.options.out)} --resume"
+        return f"go on from the last checkpoint with: {command}"
 
 
 def read_state(out: Path):

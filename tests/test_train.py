@@ -109,7 +109,7 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, tmp_pa
     assert not (out / "model.safetensors").exists()
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert f"go on with: python -m minidact.train --out {out} --resume" in stdout
+        assert f"checkpoint with: python -m minidact.train --out {out} --resume" in stdout
     (out / ".training.safetensors.left").write_bytes(b"half a checkpoint")
     out = out.rename(tmp_path / "moved")
     resumed = run("train", "--out", out, "--resume", cwd=tmp_path)
