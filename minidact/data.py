@@ -3,7 +3,8 @@
 import csv
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ TEXTS = {
     "sentence": "text_pair",
 }
 LABELS = ("label", "Quality", "score")
+# headers of GLUE's that have a metric of their own
+COLA = ("source", "label", "mark", "sentence")
+MRPC = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
 
 csv.field_size_limit(2**31 - 1)  # a text may be long
 
@@ -49,54 +53,52 @@ def read_examples(path: str | Path) -> Examples:
     InputError with the line's number for a row that cannot be read.
     """
     path = Path(path)
+    layouts = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows}
+    if path.suffix not in layouts:
+        raise InputError(f"{path}: the name must end in .tsv, .csv or .jsonl")
+    rows = layouts[path.suffix](path, _lines(path))
+    _, header = next(rows, (0, None))
+    if header is None:
+        raise InputError(f"{path} is empty")
+    return _examples(path, header, rows)
+
+
+def _lines(path) -> Iterator[tuple[int, str]]:
+    """(number, line without its end), for every line, from 1."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+                yield number, text.removeprefix("\ufeff") if number == 1 else text
+    except UnicodeDecodeError:
+        raise InputError(f"{path}, line {number}: not valid UTF-8") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    decoded = []
-    for number, line in enumerate(lines, 1):
-        try:
-            decoded.append(line.removesuffix(b"\r").decode("utf-8"))
-        except UnicodeDecodeError:
-            raise InputError(f"{path}, line {number}: not valid UTF-8") from None
-    if not any(line.strip() for line in decoded):
-        raise InputError(f"{path} is empty")
-    decoded[0] = decoded[0].removeprefix("\ufeff")
-
-    if path.suffix == ".jsonl":
-        rows, header = _json_rows(path, decoded)
-    elif path.suffix == ".csv":
-        rows, header = _csv_rows(path, decoded)
-    elif path.suffix == ".tsv":
-        rows, header = _tsv_rows(path, decoded)
-    else:
-        raise InputError(f"{path}: the name must end in .tsv, .csv or .jsonl")
-    return _examples(path, rows, header)
 
 
-def _tsv_rows(path, lines):
-    numbered = [(i, line.split("\t")) for i, line in enumerate(lines, 1) if line]
-    header = numbered[0][1]
-    if len(header) == 4 and header[1] in ("0", "1") and header[2] in ("", "*"):  # CoLA: no header
-        return numbered, ["source", "label", "mark", "sentence"]
-    return numbered[1:], header
+def _tsv_rows(path, lines) -> Iterator[tuple[int, list[str]]]:
+    """(line, columns), the header's first; so do the other two."""
+    for place, (number, line) in enumerate((n, line) for n, line in lines if line):
+        row = line.split("\t")
+        if place == 0 and len(row) == 4 and row[1] in ("0", "1") and row[2] in ("", "*"):
+            yield 0, list(COLA)  # its files have no header
+        yield number, row
 
 
 def _csv_rows(path, lines):
-    reader, numbered, start = csv.reader((f"{line}\n" for line in lines), strict=True), [], 1
+    reader, start = csv.reader((f"{line}\n" for _, line in lines), strict=True), 1
     try:
         for row in reader:
             if row:
-                numbered.append((start, row))
+                yield start, row
             start = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}, line {start}: {error}") from None
-    return numbered[1:], numbered[0][1]
 
 
 def _json_rows(path, lines):
-    numbered, header = [], None
-    for number, line in enumerate(lines, 1):
+    header = None
+    for number, line in lines:
         if not line.strip():
             continue
         try:
@@ -105,14 +107,15 @@ def _json_rows(path, lines):
             raise InputError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: not a JSON object")
-        header = header or list(row)
+        if header is None:
+            header = list(row)
+            yield 0, header
         if set(row) != set(header):
             raise InputError(f"{path}, line {number}: its keys differ from the first line's")
-        numbered.append((number, [row[key] for key in header]))
-    return numbered, header
+        yield number, [row[key] for key in header]
 
 
-def _examples(path, rows, header) -> Examples:
+def _examples(path, header, rows) -> Examples:
     text = next((name for name in TEXTS if name in header), None)
     label = next((name for name in LABELS if name in header), None)
     if text is None or label is None:
@@ -120,10 +123,8 @@ def _examples(path, rows, header) -> Examples:
         raise InputError(
             f"{path}, line 1: the header needs a text (or sentence) and a label; it has {names}"
         )
-    if not rows:
-        raise InputError(f"{path} has a header but no rows")
     wanted = [text, label] + ([TEXTS[text]] if TEXTS[text] in header else [])
-    columns = {name: [] for name in wanted}
+    columns, lines = {name: [] for name in wanted}, []
     for number, row in rows:
         if len(row) != len(header):
             columns_of = f"{len(row)} columns, the header has {len(header)}"
@@ -133,15 +134,15 @@ def _examples(path, rows, header) -> Examples:
             if not isinstance(value, str | int | float):
                 raise InputError(f"{path}, line {number}: {name} is neither a text nor a number")
             columns[name].append(str(value))
-        if not columns[label][-1].strip():
+        columns[label][-1] = sys.intern(columns[label][-1].strip())  # few labels, many rows
+        if not columns[label][-1]:
             raise InputError(f"{path}, line {number}: the label is empty")
-    metric = {
-        ("source", "label", "mark", "sentence"): "matthews",
-        ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"): "f1",
-    }.get(tuple(header), "pearson_spearman" if label == "score" else "accuracy")
-    labels = [value.strip() for value in columns[label]]
-    lines = [number for number, _ in rows]
-    return Examples(columns[text], columns.get(TEXTS[text]), labels, metric, lines)
+        lines.append(number)
+    if not lines:
+        raise InputError(f"{path} has a header but no rows")
+    metric = {COLA: "matthews", MRPC: "f1"}.get(tuple(header))
+    metric = metric or ("pearson_spearman" if label == "score" else "accuracy")
+    return Examples(columns[text], columns.get(TEXTS[text]), columns[label], metric, lines)
 
 
 # ---------------------------------------------------------------------------- labels

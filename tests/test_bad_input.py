@@ -5,10 +5,13 @@ elsewhere. What damages a model is test_checkpoint's list, what a file test_data
 """
 
 import importlib
+import json
+import os
+import subprocess
 import sys
 
 import pytest
-from conftest import FIXTURES, TINY
+from conftest import FIXTURES, ROOT, TINY
 from test_checkpoint import BROKEN, copy  # noqa: F401  copy is a fixture
 from test_data import BAD
 
@@ -60,3 +63,27 @@ def test_bad_files(name, refused, tmp_path):
     refused(sentence, "train", "--init", TINY, "--out", out, "--data", file, "--dev", REVIEWS)
     refused(sentence, "train", "--init", TINY, "--out", out, "--data", REVIEWS, "--dev", file)
     assert not out.exists()
+
+
+def test_labels_that_the_model_does_not_know(refused, tmp_path):
+    (tmp_path / "new.tsv").write_text("text\tlabel\na\tpositive\nb\tmaybe\n")
+    refused("new.tsv, line 3: unknown label 'maybe'", "evaluate", "--data", tmp_path / "new.tsv")
+
+
+def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):  # noqa: F811
+    """Of model.safetensors: valid, but it is not what config.json says, or it ends too early."""
+    size, whole = 256 * 2**20, tmp_path / "whole"
+    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"bert.large": entry}).encode()
+    for bytes_there, sentence in ((size, "lacks bert.embeddings"), (size - 1, "is damaged")):
+        with open(whole, "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + bytes_there)
+        whole.replace(copy / "model.safetensors")
+        command = [sys.executable, "-m", "minidact.infer", "--model", copy, "a text"]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        error = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 2
+        assert sentence in error
+        assert usage.ru_maxrss * 1024 < 2 * size + 200 * 2**20  # Python and Numba themselves

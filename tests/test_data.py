@@ -117,7 +117,8 @@ def test_bad_files_are_named_with_their_line(name, tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    for path in (tmp_path / "none.tsv", tmp_path):
+    (tmp_path / "directory.tsv").mkdir()
+    for path in (tmp_path / "none.tsv", tmp_path / "directory.tsv"):
         with pytest.raises(InputError, match="cannot be read"):
             data.read_examples(path)
 
