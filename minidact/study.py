@@ -41,6 +41,12 @@ METHODS = {  # what it starts from (None: the backbone), how it is trained, the 
     "fastbert": ("plain", "--use halting --heads fastbert", ("uncertainty",)),
     "all": ("dact", ALL, ("halting", "planning", "tokens", "all")),
 }
+CHOICES = {  # the same with one choice made otherwise; only by name
+    "all-left": ("dact", f"{ALL} --pool left", ("tokens", "all")),
+    "all-absolute": ("dact", f"{ALL} --ranks absolute", ("tokens", "all")),
+    "all-path": ("dact", f"{ALL} --planner path", ("planning", "all")),
+    "all-frozen": ("all", f"{ALL} --freeze-gates", ("tokens", "all")),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add("--init", required=True, help="the backbone: a directory, a hub id, or a name in weights/")
     add("--out", required=True, help="directory for the models, logs and figures")
     add("--tasks", default=",".join(TASKS), help="by commas (default: %(default)s)")
-    add("--methods", default=",".join(METHODS), help="by commas (default: %(default)s)")
+    others = f"by commas (default: %(default)s; there is also {', '.join(CHOICES)})"
+    add("--methods", default=",".join(METHODS), help=others)
     add("--seeds", default="0", help="by commas (default: %(default)s)")
     add("--json", action="store_true", help="print the figures as one JSON object, not the table")
     return p
@@ -61,7 +68,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     o = parser().parse_args()
-    tasks, methods = chosen("tasks", o.tasks, TASKS), chosen("methods", o.methods, METHODS)
+    tasks, methods = (
+        chosen("tasks", o.tasks, TASKS),
+        chosen("methods", o.methods, METHODS | CHOICES),
+    )
     try:
         seeds = [int(seed) for seed in o.seeds.split(",")]
     except ValueError:
@@ -86,7 +96,7 @@ def chosen(option: str, names: str, known) -> list[str]:
 
 def study(o, task: str, method: str, seed: int) -> dict[str, float]:
     """Trains, sweeps -> {"full": the metric in full, curve: its area, ...}."""
-    start, options, curves = METHODS[method]
+    start, options, curves = (METHODS | CHOICES)[method]
     (epochs, again, more, dev), folder = TASKS[task], Path(o.data) / task
     out = Path(o.out) / task / f"{method}-{seed}"
     if not (out / "config.json").exists():

@@ -164,7 +164,7 @@ def load_and_answer(directory, name, raw):
     file.write_bytes(raw)
     try:
         damaged = Model.from_pretrained(directory)
-        first, _ = damaged([TEXT, "bad\n\0"])
+        first, _ = damaged([TEXT, "xyzzy 🎬\n\0"])
         assert sum(first.probs.values()) == pytest.approx(1, abs=1e-4) or len(first.probs) == 1
         assert first.tokens <= damaged.config.max_position_embeddings
         if damaged.config.budgets:
