@@ -96,7 +96,8 @@ def _planning(add) -> None:
 def _tokens(add) -> None:
     """Token gates."""
     add("--token-cost", type=float, default=0.5, help="price of keeping tokens (lambda_1); 0..5")
-    add("--bimodal", type=float, default=0.5, help="price of a gate between 0 and 1 (lambda_2)")
+    add("--bimodal", type=float, default=0.5, help="price of a gate between 0 and 1 (lambda_2); in "
+        "the last tenth of the steps gates are 0 or 1")  # fmt: skip
     add("--gate-lr", type=float, help="peak rate of the token gates; default: 10 / steps, at most "
         "0.1, so that a gate can close and open again in a run of any length")  # fmt: skip
     add("--bins", type=int, default=16, help="gates of a layer")

@@ -22,7 +22,8 @@ g = 0 its key is the bias, and still gets attention.) The sorting has no gradien
 
 c_l: the multiply-adds that a token kept costs from layer l on, as a share: early gates save more.
 At g = 1 the second term's slope is -lambda_2 and pins the gate there unless lambda_1 c_l is larger:
-lambda_2 rises from 0 when the first term has separated the gates.
+lambda_2 rises from 0 when the first term has separated the gates; for the last tenth of a training
+they are set to 0 or 1 and stay, so that what is left adapts to them.
 
 In inference rank k stays iff g_l[k] >= 1/2, and rows that do not stay are removed.
 

@@ -27,6 +27,7 @@ from .errors import InputError, run_command
 from .predict import Model
 from .recipe import STATE, check, parser
 
+DECIDED = 0.9  # after this share of the steps token gates are 0 or 1, and the rest gets used to it
 AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass over all weights
 
 
@@ -205,8 +206,9 @@ class Run:
         rates = dict.fromkeys(self.params, o.lr * share)
         rates |= dict.fromkeys(self.new, o.head_lr * share)
         if self.config.tokens is not None:
+            decided = o.freeze_gates or step >= DECIDED * self.total
             peak = min(0.1, 10 / self.total) if o.gate_lr is None else o.gate_lr
-            rates[token_gates.NAME] = 0.0 if o.freeze_gates else peak * share
+            rates[token_gates.NAME] = 0.0 if decided else peak * share
         optim.adamw(
             self.params, grads, self.moments, step + 1, rates, self.calc,
             weight_decay=o.weight_decay, scale=optim.clip_scale(norm),
@@ -214,6 +216,9 @@ class Run:
         if self.config.tokens is not None:
             gates = self.params[token_gates.NAME]
             np.clip(gates, 0, 1, out=gates)
+            terms["undecided"] = token_gates.undecided(gates)
+            if decided:
+                gates[:] = token_gates.decided(gates)
         if self.average and (step + 1) % AVERAGE_EVERY == 0:
             optim.move_average(self.average, self.params, o.average**AVERAGE_EVERY)
             if self.config.tokens is not None:  # the mean of a gate's way to 0 is neither 0 nor 1
@@ -240,7 +245,8 @@ class Run:
             tokens=o.token_cost * ramp,
             beta=o.beta,
             prior=o.prior,
-            bimodal=o.bimodal * min(1.0, max(0.0, 2 * (done - 0.4))),  # from 0.4, whole at 0.9
+            # from 0.4 of the steps, whole when the gates are decided
+            bimodal=o.bimodal * min(1.0, max(0.0, (done - 0.4) / (DECIDED - 0.4))),
         )
 
     def report(self) -> tuple[str, float]:

@@ -56,7 +56,7 @@ def test_it_learns_and_the_log_says_so(use, task, tmp_path):
     assert [r["step"] for r in records] == list(range(42))
     keys = {"step", "loss", "lr", "tokens", "tokens_per_s"}
     keys |= {"answer", "ponder", "heads", "tau"} if use else set()
-    keys |= {"layer_cost", "token_cost", "bimodal"} if "planning" in use else set()
+    keys |= {"layer_cost", "token_cost", "bimodal", "undecided"} if "planning" in use else set()
     assert all(set(r) == keys for r in records)
     term = "answer" if use else "loss"  # in the loss are the prices of layers and tokens, too
     assert records[-1][term] < 0.6 * records[0][term]
