@@ -162,6 +162,9 @@ class Model:
         pairs = [text_pairs] if isinstance(text_pairs, str) else text_pairs
         if pairs is not None and len(pairs) != len(texts):
             raise InputError(f"{len(texts)} texts, but {len(pairs)} second texts")
+        for i, text in enumerate([*texts, *(pairs or ())]):
+            if not isinstance(text, str):
+                raise InputError(f"text {i} is of type {type(text).__name__}, not str")
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
         knobs, out = self.knobs(use, slack, bound, threshold, keep, rule, at, budget), []

@@ -30,7 +30,7 @@ DACT = "--use halting --tau 0.02 --distill 0.5"
 ALL = (  # a gentle second training of what DACT has learnt
     "--use halting,planning,tokens --epochs {again} --lr 2e-5 --head-lr 2e-4"
     " --tau 0.02 --distill 0.5 --layer-cost 1 --layer-target 0.35 --explore 0.1 --explore-share 0.1"
-    " --token-cost 0.12 --bimodal 1"
+    " --token-cost 0.15 --bimodal 1"
 )
 METHODS = {  # what it starts from (None: the backbone), how it is trained, the curves it is for
     "plain": (None, "", ()),

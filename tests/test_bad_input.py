@@ -7,6 +7,7 @@ elsewhere. What damages a model is test_checkpoint's list, what a file test_data
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from conftest import FIXTURES, ROOT, TINY
 from test_checkpoint import BROKEN, copy  # noqa: F401  copy is a fixture
 from test_data import BAD
 
+from minidact import InputError, Model
 from minidact.errors import run_command
 
 REVIEWS = FIXTURES / "reviews.tsv"
@@ -87,3 +89,23 @@ def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):  # noqa
         assert os.waitstatus_to_exitcode(status) == 2
         assert sentence in error
         assert usage.ru_maxrss * 1024 < 2 * size + 200 * 2**20  # Python and Numba themselves
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"texts": [None]}, "text 0 is of type NoneType, not str"),
+        ({"texts": b"bytes"}, "text 0 is of type int, not str"),
+        ({"texts": ["a", "b"], "text_pairs": ["c"]}, "2 texts, but 1 second texts"),
+        ({"texts": "a", "text_pairs": [3]}, "text 1 is of type int"),
+        ({"texts": "a", "batch_size": 0}, "batch_size is 0"),
+        ({"texts": "a", "slack": -1}, "slack is -1"),
+        ({"texts": "a", "bound": "loose"}, "bound is 'loose'"),
+        ({"texts": "a", "use": "magic"}, "does not carry 'magic'"),
+        ({"texts": "a", "rule": "coin"}, "rule is 'coin'"),
+        ({"texts": "a", "budget": 0.5}, "has no budgets"),
+    ],
+)
+def test_from_python_the_same_mistakes_raise_one_type(arguments, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        Model.from_pretrained(TINY)(**arguments)
