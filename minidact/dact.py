@@ -204,14 +204,30 @@ def margin(a, p, layers_left: int, bound: str = "tight"):
     The tight one is ours: what leaves the top class can go to one rival only, and at most
     1 - (1 - p)^d of the answer moves at all. It is never below the paper's: p d is not below it.
     """
-    a, p = np.asarray(a, np.float64), np.asarray(p, np.float64)
-    second, top = np.partition(a, -2, axis=-1)[..., -2:].T
+    p, (second, top) = np.asarray(p, np.float64), _leaders(a)
     kept = (1 - p) ** layers_left
     if bound == "paper":
         return top * kept - (second + p * layers_left)
     return (top - second) * kept - (1 - kept)
 
 
-def halts(margins, slack: float = 0.0):
-    """Which sentences stop. Slack 0 never changes a class; more slack stops earlier."""
-    return margins >= -slack
+def lead(a):
+    """By how much the top class leads now: a (B, Y) -> a[c] - a[r], (B,) float64."""
+    second, top = _leaders(a)
+    return top - second
+
+
+def _leaders(a):
+    """a[r], a[c]: the two highest."""
+    return np.partition(np.asarray(a, np.float64), -2, axis=-1)[..., -2:].T
+
+
+def halts(margins, leads, slack: float = 0.0):
+    """Which sentences stop: where (1 - slack) margin + slack lead >= 0.
+
+    The margin is what is left of the lead at worst. Slack 0 never changes a class; with slack S the
+    layers that are left would have to take back 1 - S of what they can; 1 (or more) stops at once.
+    The paper's bound has no such knob: it is ours.
+    """
+    slack = min(slack, 1.0)
+    return (1 - slack) * margins + slack * leads >= 0

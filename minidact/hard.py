@@ -41,7 +41,7 @@ class Knobs(NamedTuple):
     """What spends more or less at inference. The defaults are what training aimed at.
 
     use: the mechanisms switched on, of config.MECHANISMS.
-    slack, bound: of halting, see dact.halts and dact.margin.
+    slack, bound: of halting, see dact.halts and dact.margin; slack 0..1.
     threshold: of planning; a layer is included if its pi is at least this.
     keep: of token gates; 2 keeps a token as if it ranked half as low, 0.5 as if twice as low.
     rule, at: halt by a rule of exits.py and its knob, and answer with y_n instead of a_n. None: as
@@ -177,7 +177,7 @@ class _Pass:
         margins = dact.margin(self.a[self.alive], self.p[self.alive], left, self.knobs.bound)
         self.margins[ran, layer] = margins[run]
         if self.rule == "dact":
-            going = ~dact.halts(margins, self.knobs.slack)
+            going = ~dact.halts(margins, dact.lead(self.a[self.alive]), self.knobs.slack)
         else:
             rule, said = exits.RULES[self.rule], (slice(layer + 1), self.alive)
             at = rule.usual if self.knobs.at is None else self.knobs.at

@@ -42,7 +42,7 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
     add("--full", action="store_true", help="nothing adaptive: every layer runs")
     add("--use", help=f"mechanisms to switch on, by commas: {', '.join(MECHANISMS)} (default: all)")
     add("--slack", type=float, default=0.0, help="0 (default): halt only when the answer cannot "
-        "change; more halts earlier, 0.5 or so is useful")  # fmt: skip
+        "change; more halts earlier, 1 after the first layer; 0.5 or so is useful")  # fmt: skip
     add("--bound", choices=("tight", "paper"), default="tight", help="which exact bound to halt by")
     add("--threshold", type=float, default=0.5, help="planning: a layer is included if its gate is "
         "at least this (default 0.5); more leaves out more layers")  # fmt: skip

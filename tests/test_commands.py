@@ -145,7 +145,7 @@ def test_bad_input_gets_one_clear_sentence(arguments, sentence):
 @pytest.mark.parametrize("batch_size", [1, 5, 32])
 def test_evaluate(batch_size):
     args = ["--data", FIXTURES / "reviews.tsv", "--json", "--batch-size", batch_size]
-    result = run("evaluate", *args)
+    result = run("evaluate", *args, "--use", "halting")
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
     r = json.loads(line)

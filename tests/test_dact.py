@@ -28,7 +28,7 @@ def test_neither_bound_ever_changes_the_class_on_a_million_trajectories():
         for n in range(layers):
             a, p = dact.accumulate_step(a, p, y[n], h[n])
             for bound in stopped:
-                safe = dact.halts(dact.margin(a, p, layers - n - 1, bound))
+                safe = dact.halts(dact.margin(a, p, layers - n - 1, bound), dact.lead(a))
                 assert (a.argmax(1)[safe] == final[safe]).all(), (bound, layers, classes, n)
                 halted[bound] |= safe
                 stopped[bound] += int(halted[bound].sum()) if n < layers - 1 else 0
@@ -48,7 +48,7 @@ def test_the_bounds_hold_against_the_worst_future(seed, left, classes):
     for _ in range(left):
         end, _ = dact.accumulate_step(end, p, worst, np.ones(200))
     for bound in ("paper", "tight"):
-        safe = dact.halts(dact.margin(a, p, left, bound))
+        safe = dact.halts(dact.margin(a, p, left, bound), dact.lead(a))
         assert (end.argmax(1) == a.argmax(1))[safe].all()
     changed = end.argmax(1) != a.argmax(1)
     assert (dact.margin(a, p, left)[changed] < 0).all()
@@ -72,8 +72,11 @@ def test_more_slack_never_stops_later(seed, one, two):
     a, p = rng.dirichlet(np.ones(3), 50), rng.uniform(size=50)
     less, more = sorted((one, two))
     for bound in ("paper", "tight"):
-        margins = dact.margin(a, p, 3, bound)
-        assert not (dact.halts(margins, less) & ~dact.halts(margins, more)).any()
+        margins, leads = dact.margin(a, p, 3, bound), dact.lead(a)
+        assert (margins <= leads).all()
+        assert not (dact.halts(margins, leads, less) & ~dact.halts(margins, leads, more)).any()
+        assert (dact.halts(margins, leads, 0) == (margins >= 0)).all()
+        assert dact.halts(margins, leads, 1).all()
 
 
 def test_ponder_cost_by_hand():
