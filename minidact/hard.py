@@ -137,7 +137,8 @@ class _Pass:
         if keep.all():
             return
         gone = np.flatnonzero(~keep)
-        np.add.at(self.dropped, np.repeat(self.alive, n)[gone], self.x[gone])
+        losers, first = np.unique(np.repeat(self.alive, n)[gone], return_index=True)
+        self.dropped[losers] += np.add.reduceat(self.x[gone], first)
         self.stayed[self.token[gone]] = layer
         rows, self.offsets = ragged.thin(self.offsets, keep)
         self._take(rows)
