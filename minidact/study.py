@@ -68,10 +68,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     o = parser().parse_args()
-    tasks, methods = (
-        chosen("tasks", o.tasks, TASKS),
-        chosen("methods", o.methods, METHODS | CHOICES),
-    )
+    tasks = chosen("tasks", o.tasks, TASKS)
+    methods = chosen("methods", o.methods, METHODS | CHOICES)
     try:
         seeds = [int(seed) for seed in o.seeds.split(",")]
     except ValueError:

@@ -275,17 +275,20 @@ class Run:
     def save_model(self) -> None:
         o = self.options
         params = self.average or self.params
-        checkpoint.save(o.out, self.config, params, self.tokenizer, np.dtype(o.dtype))
+        self.save(checkpoint.save, o.out, self.config, params, self.tokenizer, np.dtype(o.dtype))
 
     def save_state(self, done: int, best: float) -> None:
         tensors = {f"params/{name}": array for name, array in self.params.items()}
         for kind, moments in zip(("average", "m", "v"), (self.average, *self.moments), strict=True):
             tensors |= {f"{kind}/{name}": array for name, array in moments.items()}
         about = {"done": str(done), "best": str(best), "options": json.dumps(vars(self.options))}
+        state = safetensors.numpy.save(tensors, about)
+        self.save(checkpoint.write_file, Path(self.options.out) / STATE, state)
+
+    def save(self, write, *what) -> None:
+        """Calls write(*what); if that fails, says how to go on."""
         try:
-            checkpoint.write_file(
-                Path(self.options.out) / STATE, safetensors.numpy.save(tensors, about)
-            )
+            write(*what)
         except InputError as error:
             raise InputError(f"{error}; {self.way_on()}") from None
 
