@@ -173,22 +173,18 @@ def load_and_answer(directory, name, raw):
         file.write_bytes(whole)
 
 
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("config.json", damaged_json),
+        ("model.safetensors", damaged_tensors),
+        ("tokenizer.json", damaged_json),
+    ],
+)
 @given(drawn=st.data())
-def test_config(drawn, directory, watch):
-    raw = drawn.draw(damaged_json((directory / "config.json").read_bytes()))
-    watch.case(lambda: load_and_answer(directory, "config.json", raw))
-
-
-@given(drawn=st.data())
-def test_tensors(drawn, directory, watch):
-    raw = drawn.draw(damaged_tensors((directory / "model.safetensors").read_bytes()))
-    watch.case(lambda: load_and_answer(directory, "model.safetensors", raw))
-
-
-@given(drawn=st.data())
-def test_tokenizer(drawn, directory, watch):
-    raw = drawn.draw(damaged_json((directory / "tokenizer.json").read_bytes()))
-    watch.case(lambda: load_and_answer(directory, "tokenizer.json", raw))
+def test_files_of_a_model(drawn, name, damaged, directory, watch):
+    raw = drawn.draw(damaged((directory / name).read_bytes()))
+    watch.case(lambda: load_and_answer(directory, name, raw))
 
 
 @given(drawn=st.data())
