@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from . import checkpoint, data, metrics, sweep
+from . import checkpoint, data, metrics, plot, sweep
 from .errors import InputError, run_command
 from .infer import add_model_options, load_model
 from .predict import Model
@@ -49,8 +48,8 @@ def main() -> None:
         raise InputError("--curves, --plot and --calibrate go with --sweep")
     if options.calibrate and not os.path.isdir(options.model or ""):
         raise InputError("--calibrate needs --model with a directory to write to")
-    if options.plot and importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plot needs matplotlib: pip install 'minidact[plot]'")
+    if options.plot:
+        plot.check_matplotlib()
     examples = data.read_examples(options.data)
     model, how = load_model(options)
     labels = data.label_ids(examples, model.config, options.data)
@@ -65,7 +64,7 @@ def main() -> None:
     result = sweep.sweep(points, lambda knobs, known: evaluate(*fixed, knobs, known), tqdm)
     print(json.dumps(result) if options.json else sweep.table(result))
     if options.plot:
-        sweep.plot(result, options.plot)
+        plot.save(plot.sweep(result), options.plot)
     if options.calibrate:
         config = dataclasses.replace(model.config, budgets=tuple(result["budgets"]))
         checkpoint.save_config(options.model, config)

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from itertools import count, islice
@@ -13,6 +15,7 @@ from .errors import InputError, run_command
 from .exits import RULES
 from .jit import is_compiled
 from .predict import Model, Prediction
+from .show import terminal
 
 # options that Model takes as they are
 KNOBS = ("slack", "bound", "threshold", "keep", "rule", "at", "budget")
@@ -129,34 +132,13 @@ def show(prediction: Prediction, options) -> None:
         print(json.dumps(answer, ensure_ascii=False, allow_nan=False))
         return
     if options.trace:
-        print("\n".join(trace(prediction)))
+        seen = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if seen else None
+        colour = seen and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        print("\n".join(terminal(prediction, width, colour)))
     if prediction.truncated:
         print(f"note: only the first {prediction.tokens} tokens were read", file=sys.stderr)
     print(prediction)
-
-
-def trace(prediction: Prediction) -> Iterator[str]:
-    """What each layer did: the answer so far, doubt and margin, and the tokens it worked on."""
-    width, last = max(map(len, prediction.probs)), max(prediction.layers_run)
-    yield " ".join(prediction.pieces)
-    for layer in range(prediction.num_layers):
-        if layer not in prediction.layers_run:
-            yield f"layer {layer + 1}  {'left out' if layer < last else 'not run'}"
-            continue
-        place = prediction.layers_run.index(layer)
-        line = f"layer {layer + 1}  {prediction.tokens_per_layer[place]} tokens"
-        if prediction.steps:
-            answer, doubt, margin = prediction.steps[place]
-            label = max(answer, key=answer.get)
-            line += (
-                f"  {label:{width}} {answer[label]:.3f}  doubt {doubt:.3f}  margin {margin:+.3f}"
-            )
-            line += "  (can change no more)" if margin >= 0 else ""
-        yield line
-        words = zip(prediction.pieces, prediction.stayed, strict=True)
-        shown = [piece if stayed > layer else "." * len(piece) for piece, stayed in words]
-        if shown != prediction.pieces:
-            yield "         " + " ".join(shown)
 
 
 if __name__ == "__main__":

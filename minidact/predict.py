@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from . import checkpoint, data, exits, kernels
+from . import checkpoint, data, exits, kernels, show
 from .config import Config
 from .errors import InputError
 from .hard import Answers, Knobs, hard_forward
@@ -68,6 +68,10 @@ class Prediction:
             f"{self.label}  {self.score:.3f}  {len(self.layers_run)} of {self.num_layers} layers, "
             f"{self.macs / self.macs_full:.0%} of the multiply-adds, {self.ms:.1f} ms{cut}"
         )
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return show.html(self)
 
 
 class Model:

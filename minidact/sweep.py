@@ -120,28 +120,3 @@ def table(result: dict) -> str:
     lines.append("mean value over the low half of the multiply-adds (area under the curve)")
     lines += [f"{name:12}{value:.4f}" for name, value in result["areas"].items()]
     return "\n".join(lines)
-
-
-def plot(result: dict, path: str) -> None:
-    """The curves as a picture; needs matplotlib."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for name in result["areas"]:
-        points = sorted(
-            (p["macs_fraction"], p["value"]) for p in result["points"] if p["curve"] == name
-        )
-        ours = name not in exits.RULES
-        axes.plot(
-            *zip(*points, strict=True), "o-" if ours else ".--", label=name, lw=2 if ours else 1
-        )
-    axes.set_xlabel("share of the full model's multiply-adds")
-    axes.set_ylabel(result["points"][0]["metric"])
-    axes.legend()
-    figure.tight_layout()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be drawn: {error}") from None
-    finally:
-        plt.close(figure)

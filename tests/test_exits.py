@@ -198,12 +198,6 @@ def test_a_budget_is_kept(calibrated):
         model("a film", budget=0.5, slack=0.1)
 
 
-def test_plot(calibrated, tmp_path):
-    pytest.importorskip("matplotlib")
-    sweep.plot(calibrated[1], tmp_path / "curve.svg")
-    assert (tmp_path / "curve.svg").read_text().count("<path") > 5
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -1,0 +1,125 @@
+"""Pictures of what the other commands write: `python -m minidact.plot FILE --out PICTURE`.
+
+FILE is a training's --log, or what `evaluate --sweep --json` printed. Needs matplotlib.
+"""
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+
+from . import exits
+from .errors import InputError, run_command
+
+BLUE, ORANGE, GREEN, GREY = "#0b6e99", "#c45500", "#5a8f29", "#7a7a7a"
+OURS = {"halting": BLUE, "planning": GREEN, "tokens": ORANGE, "all": "black"}
+NOT_TERMS = {"step", "loss", "lr", "tokens", "tokens_per_s"}  # the log's other keys
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m minidact.plot",
+        description="Draws a training's log, or the result of a sweep.",
+    )
+    p.add_argument("file", help="the --log of train, or the output of evaluate --sweep --json")
+    p.add_argument("--out", required=True, help="the picture (.svg, .png, .pdf, ..)")
+    return p
+
+
+def main() -> None:
+    options = parser().parse_args()
+    check_matplotlib()
+    found = read(options.file)
+    save(sweep(found) if isinstance(found, dict) else training(found), options.out)
+
+
+def check_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("drawing needs matplotlib: pip install 'minidact[plot]'")
+
+
+def read(path: str) -> dict | list[dict]:
+    """A sweep's result, or a log's records. Raises InputError."""
+    what = f"{path} is neither a training's log nor the output of evaluate --sweep --json"
+    try:
+        records = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise InputError(what) from None
+    for record in records:
+        if not isinstance(record, dict) or not record.keys() & {"points", "loss"}:
+            raise InputError(what)
+    if not records:
+        raise InputError(f"{path} is empty")
+    return records[0] if "points" in records[0] else records
+
+
+def save(figure, path: str) -> None:
+    import matplotlib.pyplot as plt
+
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be drawn: {error}") from None
+    finally:
+        plt.close(figure)
+
+
+def sweep(result: dict):
+    """sweep.sweep's curves, value over multiply-adds -> matplotlib's figure."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name in result["areas"]:
+        points = [p for p in result["points"] if p["curve"] == name]
+        points = sorted((100 * p["macs_fraction"], p["value"]) for p in points)
+        if name == "grid":  # single settings of all knobs, not a curve
+            axes.plot(*zip(*points, strict=True), ".", color=GREY, ms=3, label="all, other knobs")
+        elif name in exits.RULES:
+            axes.plot(*zip(*points, strict=True), ".--", lw=1, ms=4, alpha=0.7, label=name)
+        else:
+            axes.plot(*zip(*points, strict=True), "o-", color=OURS[name], lw=2, ms=4, label=name)
+    first = result["points"][0]
+    axes.axhline(first["value_full"], color=GREY, lw=0.8, ls=":", label="full model")
+    axes.set_xlabel("multiply-adds, % of the full model's")
+    axes.set_ylabel(f"{first['metric']} on {first['examples']} examples")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def training(records: list[dict]):
+    """A log's records -> matplotlib's figure: the loss above, its terms below, over the steps."""
+    import matplotlib.pyplot as plt
+
+    names = [name for name in records[0] if name not in NOT_TERMS]
+    panels = [["loss"], names] if names else [["loss"]]
+    figure, axes = plt.subplots(
+        len(panels), figsize=(8, 3 * len(panels)), sharex=True, squeeze=False, layout="constrained"
+    )
+    window = max(1, len(records) // 50)
+    steps = [record["step"] for record in records]
+    for ax, shown in zip(axes[:, 0], panels, strict=True):
+        for name in shown:
+            values = np.array([record.get(name, np.nan) for record in records])
+            if name == "loss":
+                ax.plot(steps, values, color=GREY, lw=0.5, alpha=0.5)
+            ax.plot(steps, running_mean(values, window), lw=1.5, label=name)
+        ax.legend(fontsize=8)
+        ax.set_ylabel(f"mean of {window} steps" if window > 1 else "")
+    axes[-1, 0].set_xlabel("step")
+    return figure
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of each value and those before it, at most `window` together."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(end - window, 0)
+    return (total[end] - total[begin]) / (end - begin)
+
+
+if __name__ == "__main__":
+    run_command(main)
