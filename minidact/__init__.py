@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["InputError", "Model", "Prediction", "__version__"]
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ for all. The peers need `pip install "minidact[bench]"`; without them, only our 
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -131,15 +132,22 @@ def limits() -> dict:
     """What the machine can do: GFLOP/s of products in the first cache, GB/s read from memory."""
     threads, depth, repeat = numba.get_num_threads(), 256, 2000
     x, start = np.ones((gemm.TILE, depth), np.float32), np.ones(gemm.PANEL, np.float32)
-    panel = np.ones((depth + gemm.AHEAD, gemm.PANEL), np.float32)[:depth]
+    panel = aligned_ones(depth + gemm.AHEAD, gemm.PANEL)[:depth]
     out = np.empty((threads, gemm.TILE, gemm.PANEL), np.float32)
     flop = 2 * threads * repeat * out[0].size * depth
     peak = flop / quickest(lambda: _multiply_in_cache(x, panel, start, out, repeat)) / 1e9
-    panels = np.ones((2**28 // (4 * 384 * gemm.PANEL), 384, gemm.PANEL), np.float32)  # 256 MiB
+    panels = aligned_ones(2**28 // (4 * 384 * gemm.PANEL), 384, gemm.PANEL)  # 256 MiB
     row, starts = np.ones((1, 384), np.float32), np.zeros((len(panels), gemm.PANEL), np.float32)
     long = np.empty((1, starts.size), np.float32)
     seconds = quickest(lambda: gemm.linear_packed(row, panels, starts, False, long))
     return {"gflops": peak, "gb_per_s": panels.nbytes / seconds / 1e9}
+
+
+def aligned_ones(*shape):
+    """Ones that begin where a line of memory does, as packed weights do."""
+    ones = gemm.aligned(math.prod(shape)).reshape(shape)
+    ones[:] = 1
+    return ones
 
 
 def quickest(run, times=10) -> float:

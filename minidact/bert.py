@@ -178,7 +178,7 @@ def feed_forward_backward(dout, cache, grads, calc=ops):
     dwide = calc.dropout_backward(dsum, drop_cache)
     dwide = linear_backward(grads, f"{at}.output.dense", dwide, out_cache, calc)  # (T, F)
     dwide = calc.gelu_backward(dwide, gelu_cache)
-    dx = dsum  # the residual
+    dx = dsum  # the residual; nobody else holds dsum, so it may be added to
     dx += linear_backward(grads, f"{at}.intermediate.dense", dwide, in_cache, calc)
     return dx
 

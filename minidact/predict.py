@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -50,9 +50,9 @@ class Prediction:
     macs_full: int
     ms: float
     truncated: bool
-    pieces: list[str]
-    stayed: list[int]
-    steps: list[tuple[dict[str, float], float, float]]
+    pieces: list[str] = field(repr=False)
+    stayed: list[int] = field(repr=False)
+    steps: list[tuple[dict[str, float], float, float]] = field(repr=False)
 
     def to_dict(self) -> dict:
         """What `infer --json` prints."""

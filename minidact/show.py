@@ -16,8 +16,8 @@ INDENT = 9
 class Layer(NamedTuple):
     """One line: its number from 1; "run", "left out" or "not run"; the rest only of a run one.
 
-    words: (word piece, is it still there). dropped: some are not. settled: the class can change no
-    more. step: Prediction.steps' (answer so far, doubt, margin); None without halting.
+    words: (word piece, is it still there). dropped: some are not. step: Prediction.steps' (answer
+    so far, doubt, margin), None without halting. settled: the first with a margin of 0 or more.
     """
 
     number: int
@@ -31,6 +31,8 @@ class Layer(NamedTuple):
 
 def layers(prediction) -> Iterator[Layer]:
     p, last = prediction, max(prediction.layers_run)
+    margins = [margin for _, _, margin in p.steps]
+    settled = next((n for n, m in zip(p.layers_run, margins, strict=False) if m >= 0), None)
     for n in range(p.num_layers):
         if n not in p.layers_run:
             yield Layer(n + 1, "left out" if n < last else "not run")
@@ -39,8 +41,7 @@ def layers(prediction) -> Iterator[Layer]:
         words = tuple((w, stayed > n) for w, stayed in zip(p.pieces, p.stayed, strict=True))
         dropped = not all(there for _, there in words)
         step = p.steps[place] if p.steps else None
-        settled = step is not None and step[2] >= 0
-        yield Layer(n + 1, "run", p.tokens_per_layer[place], words, dropped, settled, step)
+        yield Layer(n + 1, "run", p.tokens_per_layer[place], words, dropped, n == settled, step)
 
 
 def terminal(prediction, width: int | None = None, colour: bool = False) -> Iterator[str]:

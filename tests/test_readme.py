@@ -32,7 +32,7 @@ def test_the_first_block_installs_answers_and_tests():
     first = BLOCKS[0].splitlines()
     commands = [line for line in first if line.startswith("$ ")]
     assert commands[0].startswith("$ pip install -q -e . && python -m minidact.infer ")
-    assert commands[1] == '$ pip install -q -e ".[test]" && python -m pytest'
+    assert commands[1] == '$ pip install -q -e ".[test,tutorials]" && python -m pytest'
 
 
 def test_every_file_has_its_line_in_the_tree():

@@ -173,3 +173,9 @@ def test_what_is_no_log(text, sentence, tmp_path):
 def test_running_mean():
     values = plot.running_mean([1.0, 3.0, 5.0, 7.0], 2)
     assert values.tolist() == [1.0, 2.0, 4.0, 6.0]
+
+
+def test_only_the_first_settled_layer_says_so():
+    full = Model.from_pretrained()(SENTENCE, use=())
+    assert sum(margin >= 0 for _, _, margin in full.steps) > 1
+    assert sum("can change no more" in line for line in show.terminal(full)) == 1
