@@ -73,8 +73,10 @@ def _fetch(repository: str) -> Path:
         EntryNotFoundError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        logging,
     )
 
+    logging.set_verbosity_error()  # what goes wrong is said below, once
     config = None
     for file in FILES:
         try:

@@ -52,8 +52,12 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
     add("--keep", type=float, default=1.0, help="token gates: more than 1 (default) keeps more "
         "tokens, less keeps fewer")  # fmt: skip
     add("--budget", type=float, help="instead of all these: the share of the full multiply-adds to "
-        "spend at most, such as 0.5")  # fmt: skip
-    add("--rule", choices=RULES, help="halt by a neighbour's rule instead, for comparison")
+        "spend at most, on average, such as 0.5")  # fmt: skip
+    add(
+        "--rule",
+        choices=RULES,
+        help="halt by a neighbour's rule instead, for comparison; with --use halting",
+    )
     add("--at", type=float, help="that rule's knob (exits.py)")
 
 
@@ -64,7 +68,7 @@ def load_model(options) -> tuple[Model, dict]:
     model = Model.from_pretrained(options.model)
     use = () if options.full else None
     if options.use is not None:
-        use = [name for name in options.use.split(",") if name]
+        use = [name.strip() for name in options.use.split(",") if name.strip()]
     if not is_compiled("inference._layer"):
         note = "compiling kernels; this happens once and takes some seconds ..."
         print(note, file=sys.stderr, flush=True)

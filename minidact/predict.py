@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,11 +121,15 @@ class Model:
             if name not in carried:
                 has = ", ".join(carried) or "no mechanism"
                 raise InputError(f"the model does not carry {name!r}; it has {has}")
+        if at is not None and rule is None:
+            raise InputError("at is the knob of a rule: give a rule with it")
         if rule is not None:
             if rule not in exits.RULES:
                 raise InputError(f"rule is {rule!r}, not one of {', '.join(exits.RULES)}")
             if "halting" not in use or "planning" in use:
-                raise InputError(f"the rule {rule!r} needs halting in use, and planning not")
+                raise InputError(
+                    f"the rule {rule!r} needs halting in use, and planning not: use it alone"
+                )
         return Knobs(use, slack, bound, threshold, keep, rule, at)
 
     def _affordable(self, budget: float) -> dict:
@@ -162,6 +166,8 @@ class Model:
         knobs, the share of the full multiply-adds to spend at most. The others: hard.Knobs.
         """
         single = isinstance(texts, str)
+        if not single and not isinstance(texts, Iterable):
+            raise InputError(f"texts is of type {type(texts).__name__}, neither str nor a list")
         texts = [texts] if single else list(texts)
         pairs = [text_pairs] if isinstance(text_pairs, str) else text_pairs
         if pairs is not None and len(pairs) != len(texts):

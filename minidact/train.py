@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -29,10 +30,14 @@ from .recipe import STATE, check, parser
 
 DECIDED = 0.9  # after this share of the steps token gates are 0 or 1, and the rest gets used to it
 AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass over all weights
+# How long a thread of GNU's OpenMP waits awake for the others. By default it is milliseconds, and
+# where other programs run, too, those who wait keep those who are waited for from working.
+SPINS = "1000"
 
 
 def main() -> None:
     options = parser().parse_args()
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when the first kernel starts threads
     if options.resume:
         options, params, average, moments, done, best = read_state(Path(options.out))
         config, _, new, tokenizer = build(options)

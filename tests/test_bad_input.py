@@ -125,3 +125,13 @@ def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):  # noqa
 def test_from_python_the_same_mistakes_raise_one_type(arguments, sentence):
     with pytest.raises(InputError, match=re.escape(sentence)):
         Model.from_pretrained(TINY)(**arguments)
+
+
+def test_a_text_that_is_none():
+    with pytest.raises(InputError, match="neither str nor a list"):
+        Model.from_pretrained(TINY)(3)
+
+
+def test_a_knob_without_its_rule():
+    with pytest.raises(InputError, match="knob of a rule"):
+        Model.from_pretrained(TINY)("good", at=0.3)
