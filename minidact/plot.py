@@ -32,7 +32,11 @@ def main() -> None:
     options = parser().parse_args()
     check_matplotlib()
     found = read(options.file)
-    save(sweep(found) if isinstance(found, dict) else training(found), options.out)
+    try:
+        figure = sweep(found) if isinstance(found, dict) else training(found)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{options.file} is damaged: {error!r}") from None
+    save(figure, options.out)
 
 
 def check_matplotlib() -> None:

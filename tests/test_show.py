@@ -170,6 +170,16 @@ def test_what_is_no_log(text, sentence, tmp_path):
         plot.read(str(file))
 
 
+@pytest.mark.parametrize("text", ['{"loss": 1}', '{"points": [], "areas": {}}', '{"points": 1}'])
+def test_a_damaged_log(text, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "log.jsonl").write_text(text)
+    done = run("plot", tmp_path / "log.jsonl", "--out", tmp_path / "x.png")
+    assert done.returncode == 2
+    assert "is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_running_mean():
     values = plot.running_mean([1.0, 3.0, 5.0, 7.0], 2)
     assert values.tolist() == [1.0, 2.0, 4.0, 6.0]
