@@ -44,6 +44,18 @@ def layers(prediction) -> Iterator[Layer]:
         yield Layer(n + 1, "run", p.tokens_per_layer[place], words, dropped, n == settled, step)
 
 
+def figures(layer: Layer, label_width: int = 0) -> list[str]:
+    """What both say of a layer: its number, its state or tokens, and what halting saw."""
+    parts = [f"layer {layer.number}"]
+    parts.append(f"{layer.tokens} tokens" if layer.state == "run" else layer.state)
+    if layer.step:
+        answer, doubt, margin = layer.step
+        label = max(answer, key=answer.get)
+        parts.append(f"{label:{label_width}} {answer[label]:.3f}")
+        parts += [f"doubt {doubt:.3f}", f"margin {margin:+.3f}"]
+    return parts
+
+
 def terminal(prediction, width: int | None = None, colour: bool = False) -> Iterator[str]:
     """The lines of `infer --trace`. width: columns to wrap the words at; None: never."""
 
@@ -60,14 +72,9 @@ def terminal(prediction, width: int | None = None, colour: bool = False) -> Iter
     label_width = max(map(len, prediction.probs))
     for layer in layers(prediction):
         if layer.state != "run":
-            yield paint(f"layer {layer.number}  {layer.state}", FAINT)
+            yield paint("  ".join(figures(layer)), FAINT)
             continue
-        line = f"layer {layer.number}  {layer.tokens} tokens"
-        if layer.step:
-            answer, doubt, margin = layer.step
-            label = max(answer, key=answer.get)
-            line += f"  {label:{label_width}} {answer[label]:.3f}"
-            line += f"  doubt {doubt:.3f}  margin {margin:+.3f}"
+        line = "  ".join(figures(layer, label_width))
         yield paint(line + "  (can change no more)", BOLD) if layer.settled else line
         if layer.dropped:
             yield from sentence(layer.words, INDENT)
@@ -122,16 +129,10 @@ def fading(p) -> str:
 
 
 def row(layer: Layer) -> str:
-    cells, faint = [f"layer {layer.number}"], layer.state != "run"
-    if faint:
-        cells.append(layer.state)
-    else:
-        cells.append(f"{layer.tokens} tokens")
+    cells, faint = [escape(part) for part in figures(layer)], layer.state != "run"
     if layer.step:
-        answer, doubt, margin = layer.step
-        label = max(answer, key=answer.get)
-        cells += [f"{escape(label)} {answer[label]:.3f}", bar(answer[label], len(answer))]
-        cells += [f"doubt {doubt:.3f}", f"margin {margin:+.3f}"]
+        answer = layer.step[0]
+        cells.insert(3, bar(max(answer.values()), len(answer)))
     if layer.settled:
         cells.append("<b>can change no more</b>")
     style = f"border:none;{CELL}" + (";opacity:0.5" if faint else "")

@@ -110,6 +110,8 @@ def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):  # noqa
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ({"texts": 3}, "neither str nor a list"),
+        ({"texts": "good", "at": 0.3}, "knob of a rule"),
         ({"texts": [None]}, "text 0 is of type NoneType, not str"),
         ({"texts": b"bytes"}, "text 0 is of type int, not str"),
         ({"texts": ["a", "b"], "text_pairs": ["c"]}, "2 texts, but 1 second texts"),
@@ -125,13 +127,3 @@ def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):  # noqa
 def test_from_python_the_same_mistakes_raise_one_type(arguments, sentence):
     with pytest.raises(InputError, match=re.escape(sentence)):
         Model.from_pretrained(TINY)(**arguments)
-
-
-def test_a_text_that_is_none():
-    with pytest.raises(InputError, match="neither str nor a list"):
-        Model.from_pretrained(TINY)(3)
-
-
-def test_a_knob_without_its_rule():
-    with pytest.raises(InputError, match="knob of a rule"):
-        Model.from_pretrained(TINY)("good", at=0.3)
