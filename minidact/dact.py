@@ -5,14 +5,24 @@ After every layer n = 1..L a small unit reads the sentence's summary s_n and say
     t_n = relu(W_t s_n + b_t)             trunk
     y_n = softmax(W_y t_n + b_y)          what the answer is
     h_n = sigmoid(w_h t_n + b_h)          near 1: keep going; near 0: the answer is ready
+                                          (w_h may also see log(1 - max y_n): ours)
 
 The answers are averaged, each weighted by the doubt that the layers before it left:
 
     p_0 = 1     p_n = h_n p_{n-1}                              doubt never rises
     a_0 = 0     a_n = p_{n-1} y_n + (1 - p_{n-1}) a_{n-1}      the answer is a_L
 
-In training all layers run, so every gradient is exact. In inference a sentence stops as soon as the
-layers that are left could not change its class any more (`margin`): they are bounded by the doubt.
+In training all layers run, so every gradient is exact, and what is minimised is
+
+    rho = sum_n p_n                                                   what thinking costs
+    loss = -log a_L[label] + tau rho + alpha mean_n CE(y_n, label)    the last term is ours
+
+In inference a sentence stops as soon as the layers that are left could not change its class any
+more (`margin`): they are bounded by the doubt.
+
+Letters: B sentences, L layers, C the hidden size, Y classes, D the trunk's width. s_n is the [CLS]
+row after layer n, or the mean of the rows. params, grads: arrays by name; calc: what computes, ops
+(NumPy) or kernels (Numba). Floats keep the dtype they come in; labels are int64.
 
 This file works on arrays only: it knows neither BERT nor the other mechanisms.
 """
@@ -21,10 +31,11 @@ import numpy as np
 
 from . import ops
 
-CONFIDENCE_FLOOR = 1e-6  # 1 - top probability is not taken below this before the logarithm
+CONFIDENCE_FLOOR = 1e-6  # 1 - max y_n is not taken below this: its logarithm stays above -14
 ANSWER_FLOOR = 1e-8  # nor a_L[label] below this
 
-HALTING_BIAS = 2.5  # h starts at sigmoid(2.5) = 0.92: at 1/2, p_n = 2^-n and deep layers starve
+# h starts at sigmoid(2.5) = 0.92, so that p_5 = 0.67 and layer 6 counts; with h = 1/2, p_5 = 0.03
+HALTING_BIAS = 2.5
 
 
 def shapes(name: str, size: int, trunk: int, classes: int, sees_confidence: bool) -> dict:
@@ -72,7 +83,7 @@ def unit_forward(s, params: dict, name: str, calc=ops):
 
 
 def unit_backward(dz, dy, dh, cache, grads: dict, calc=ops):
-    """dz (B, Y): what reaches the logits beside dy. Returns ds (B, C); fills grads."""
+    """dy (B, Y), dh (B,), dz (B, Y): what reaches z beside dy -> ds (B, C); fills grads."""
     name, caches = cache
     trunk_cache, relu_cache, classifier_cache, softmax_cache, halting_cache, sigmoid_cache = caches
     dg = calc.sigmoid_backward(dh, sigmoid_cache)[:, None]  # (B, 1)
@@ -147,6 +158,7 @@ def answer_loss_forward(a, labels):
 
 
 def answer_loss_backward(dloss, cache):
+    """-> da (B, Y); 0 where the floor holds."""
     shape, picked, labels = cache
     da = np.zeros(shape, picked.dtype)
     alive = picked > ANSWER_FLOOR
@@ -156,7 +168,10 @@ def answer_loss_backward(dloss, cache):
 
 
 def ponder_cost_forward(p, h, kind="p"):
-    """rho = sum over layers of p_n (the paper's), or of h_n; mean over sentences."""
+    """p, h (L, B) -> rho, the sum over layers of p_n (the paper's) or of h_n, mean over sentences.
+
+    A layer that planning left out counts like any other: leaving it out does not make it certain.
+    """
     return (p if kind == "p" else h).sum(0).mean(), (p.shape, p.dtype, kind)
 
 
@@ -175,8 +190,7 @@ def heads_loss_forward(z, targets, weights=None):
     Our addition. With a loss on a_L alone the early heads starve: what a later layer overwrites
     gets no gradient, nothing becomes ready early, and nothing halts.
     """
-    shifted = z - z.max(-1, keepdims=True)
-    log_y = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    log_y = ops.log_softmax(z)
     weights = np.full(len(z), 1 / len(z)) if weights is None else weights
     weights = (weights / z.shape[1]).astype(z.dtype)[:, None]  # (L, 1)
     return -((targets * log_y).sum(-1) * weights).sum(), (log_y, targets, weights)
@@ -201,8 +215,10 @@ def margin(a, p, layers_left: int, bound: str = "tight"):
         paper    a[c] (1 - p)^d  -  (a[r] + p d)
         tight    (a[c] - a[r]) (1 - p)^d  -  (1 - (1 - p)^d)
 
-    The tight one is ours: what leaves the top class can go to one rival only, and at most
-    1 - (1 - p)^d of the answer moves at all. It is never below the paper's: p d is not below it.
+    The tight one is ours. In the end a_L = k a_n + (1 - k) m, with k >= (1 - p)^d and m a mean of
+    later answers; at worst m is wholly the rival's, and then a_L[c] - a_L[r] is what the line says.
+    It is never below the paper's, as 1 - (1 - p)^d <= p d (Bernoulli). Exact up to rounding: the
+    classes can only differ where the two leaders end level to the last digits.
     """
     p, (second, top) = np.asarray(p, np.float64), _leaders(a)
     kept = (1 - p) ** layers_left

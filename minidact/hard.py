@@ -5,8 +5,8 @@ For every layer, on the rows still alive:
   2. token gates: which of their rows stay, by the attention they got in the last layer that ran;
   3. the layer, on those rows only;
   4. halting: sentences whose answer can change no more leave.
-All four are one act, choosing rows of a ragged batch, so time falls with the work at any batch
-size. With no mechanism in use this is plain BERT, bit for bit.
+1, 2 and 4 are one act, choosing rows of a ragged batch, so time falls with the work at any batch
+size. With no mechanism in use the layers are plain BERT's, bit for bit.
 """
 
 from typing import NamedTuple
@@ -16,14 +16,15 @@ import numpy as np
 from . import bert, dact, exits, ops, planning, ragged, token_gates
 from .config import Config
 from .macs import full_macs, macs
-from .model import planner_name, unit_name
+from .model import unit_name
 from .ragged import Batch
 
 
 class Answers(NamedTuple):
     """What the hard pass says of B sentences, T tokens, and what it spent.
 
-    The last three are halting's: NaN where a layer did not run, and in a model without halting.
+    The last three are halting's: NaN where a layer did not run, and in a model without halting. If
+    it stops by a neighbour's rule, so_far is y_n, and the others, which say nothing then, are NaN.
     """
 
     probs: np.ndarray  # (B, Y) probabilities; of a regression: the value (B, 1)
@@ -43,7 +44,7 @@ class Knobs(NamedTuple):
     use: the mechanisms switched on, of config.MECHANISMS.
     slack, bound: of halting, see dact.halts and dact.margin; slack 0..1.
     threshold: of planning; a layer is included if its pi is at least this.
-    keep: of token gates; 2 keeps a token as if it ranked half as low, 0.5 as if twice as low.
+    keep: of token gates; ranks are divided by it: above 1 keeps more tokens, below 1 fewer.
     rule, at: halt by a rule of exits.py and its knob, and answer with y_n instead of a_n. None: as
     the heads were trained (for DACT: by dact.margin, with slack and bound), at the usual value.
     """
@@ -108,7 +109,7 @@ class _Pass:
         self.doubts, self.margins = np.full((2, count, layers), np.nan)
         self.path = None
         if "planning" in knobs.use and config.planning.planner == "path":
-            self.path, _ = planning.planner_forward(self.s, params, "planning.path", calc)
+            self.path, _ = planning.planner_forward(self.s, params, planning.PATH, calc)
             self.asked += 1
 
     def plan(self, layer: int):
@@ -118,7 +119,7 @@ class _Pass:
         if self.path is not None:
             pi = self.path[self.alive, layer - 1]
         else:
-            s, name = self.s[self.alive], planner_name(layer)
+            s, name = self.s[self.alive], planning.step_name(layer)
             pi = planning.planner_forward(s, self.params, name, self.calc)[0][:, 0]
             self.asked[self.alive] += 1
         return planning.draw(pi, None, self.knobs.threshold) > 0
@@ -173,12 +174,13 @@ class _Pass:
             self.y[layer, ran], self.h[layer, ran] = y, h
             a, self.p[ran] = dact.accumulate_step(self.a[ran], self.p[ran], y, h)
             self.a[ran] = a if self.rule == "dact" else y
-            self.so_far[ran, layer], self.doubts[ran, layer] = self.a[ran], self.p[ran]
-        # those that left the layer out too: there is one layer less to change their answer
-        margins = dact.margin(self.a[self.alive], self.p[self.alive], left, self.knobs.bound)
-        self.margins[ran, layer] = margins[run]
+            self.so_far[ran, layer] = self.a[ran]
         if self.rule == "dact":
-            going = ~dact.halts(margins, dact.lead(self.a[self.alive]), self.knobs.slack)
+            # those that left the layer out too: there is one layer less to change their answer
+            a, p = self.a[self.alive], self.p[self.alive]
+            margins = dact.margin(a, p, left, self.knobs.bound)
+            self.doubts[ran, layer], self.margins[ran, layer] = p[run], margins[run]
+            going = ~dact.halts(margins, dact.lead(a), self.knobs.slack)
         else:
             rule, said = exits.RULES[self.rule], (slice(layer + 1), self.alive)
             at = rule.usual if self.knobs.at is None else self.knobs.at

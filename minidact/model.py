@@ -50,7 +50,3 @@ def calculus(params: dict, reference: bool = False):
 
 def unit_name(layer: int) -> str:
     return f"dact.layer.{layer}"
-
-
-def planner_name(layer: int) -> str:
-    return f"planning.layer.{layer}"

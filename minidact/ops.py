@@ -151,10 +151,15 @@ def layer_norm_backward(dout, cache):
     return dx, dgamma, dbeta
 
 
+def log_softmax(x):
+    """log of softmax_forward's, over the last axis, without its overflows and underflows."""
+    shifted = x - x.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
 def cross_entropy_forward(logits, labels):
     """logits (B, Y), labels (B,) int -> mean over sentences of -log softmax(logits)[label]."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    log_probs = log_softmax(logits)
     picked = log_probs[np.arange(len(labels)), labels]
     return -picked.mean(), (np.exp(log_probs), labels)
 
@@ -163,7 +168,7 @@ def cross_entropy_backward(dloss, cache):
     probs, labels = cache
     dlogits = probs.copy()
     dlogits[np.arange(len(labels)), labels] -= 1
-    return dlogits * (dloss / probs.dtype.type(len(labels)))
+    return dlogits * (dloss / len(labels))
 
 
 # ---------------------------------------------------------------------------- ragged

@@ -8,17 +8,26 @@ worth its cost (the first layer is always included):
 
     pi_l = sigmoid(w_2 tanh(W_1 s + b_1) + b_2)
     u_l in {0, 1}                                included or left out
-    x_{l+1} = u_l F_l(x_l) + (1 - u_l) x_l       a layer left out is the identity
+    x_{l+1} = u_l F_l(x_l) + (1 - u_l) x_l       F_l: layer l of BERT; left out: the identity
 
 Two planners: "steps" has one for every layer, which reads the summary of x_l just before it; "path"
 is a single one, which reads the summary of the embeddings and plans all layers at once.
 
-In training u_l is drawn, 1 with probability pi_l, and its gradient goes straight through to pi_l:
+In training u_l is drawn, 1 with probability pi_l, and its gradient goes straight through to pi_l
+(Bengio, Leonard, Courville; arXiv 1308.3432):
 
-    dpi_l = du_l = <dx_{l+1}, F_l(x_l) - x_l>
+    dpi_l = du_l + dcost / dpi_l
+    du_l = sum of (F_l(x_l) - x_l) dx_{l+1} over the sentence's rows and columns
 
-and the cost is lambda times the mean of pi, or lambda times its squared distance from a target.
+and what halting and token gates add where they read u_l. The cost is lambda times the mean of pi,
+or its squared distance from a target: pi is of the L - 1 layers that can be left out. In the first
+steps layers are left out at random, whatever pi says, and the planners learn nothing yet.
 In inference u_l = 1 if pi_l >= threshold, 1/2 unless it is moved.
+
+Letters: B sentences, T rows of all of them, C the hidden size, W a planner's width, D its decisions
+(1, or L - 1 of a path). s is a sentence's [CLS] row, or the mean of its rows. Formulas count layers
+from 1, names from 0: `planning.layer.1` decides on l = 2. params, grads: arrays by name; calc: what
+computes, ops (NumPy) or kernels (Numba). Floats keep the dtype they come in.
 
 This file works on arrays only: it knows neither BERT nor the other mechanisms.
 """
@@ -27,16 +36,18 @@ import numpy as np
 
 from . import ops
 
-GATE_BIAS = 2.0  # pi starts at sigmoid(2) = 0.88: most layers are included, but all are tried
+GATE_BIAS = 2.0  # pi starts at sigmoid(2) = 0.88: one in eight is left out, so both can be compared
+PATH = "planning.path"  # the name of the planner of whole paths
+
+
+def step_name(layer: int) -> str:
+    """The name of the planner of one layer, counted from 0."""
+    return f"planning.layer.{layer}"
 
 
 def names(planner: str, layers: int) -> list[str]:
     """The planners that a model of that many layers has."""
-    return (
-        ["planning.path"]
-        if planner == "path"
-        else [f"planning.layer.{layer}" for layer in range(1, layers)]
-    )
+    return [PATH] if planner == "path" else [step_name(layer) for layer in range(1, layers)]
 
 
 def shapes(name: str, size: int, width: int, decisions: int) -> dict:
@@ -56,15 +67,15 @@ def planner_forward(s, params: dict, name: str, calc=ops):
     """s (B, C) summaries -> pi (B, D), for D decisions."""
     w_1, w_2 = params[f"{name}.hidden.weight"], params[f"{name}.gate.weight"]
     b_1, b_2 = params[f"{name}.hidden.bias"], params[f"{name}.gate.bias"]
-    t, hidden_cache = calc.linear_forward(s, w_1, b_1)  # (B, D)
+    t, hidden_cache = calc.linear_forward(s, w_1, b_1)  # (B, W)
     t, tanh_cache = calc.tanh_forward(t)
-    g, gate_cache = calc.linear_forward(t, w_2, b_2)
+    g, gate_cache = calc.linear_forward(t, w_2, b_2)  # (B, D)
     pi, sigmoid_cache = calc.sigmoid_forward(g)
     return pi, (name, hidden_cache, tanh_cache, gate_cache, sigmoid_cache)
 
 
 def planner_backward(dpi, cache, grads: dict, calc=ops):
-    """-> ds (B, C); fills grads."""
+    """dpi (B, D) -> ds (B, C); fills grads."""
     name, hidden_cache, tanh_cache, gate_cache, sigmoid_cache = cache
     dg = calc.sigmoid_backward(dpi, sigmoid_cache)
     dt, dw, db = calc.linear_backward(dg, gate_cache)
@@ -80,8 +91,8 @@ def planner_backward(dpi, cache, grads: dict, calc=ops):
 def draw(pi, rng: np.random.Generator | None, threshold: float = 0.5):
     """u (.., like pi) of 0 and 1, in pi's dtype: by chance, or without rng by the threshold.
 
-    Drawing with probability pi is adding logistic noise to pi's logit and asking for its sign,
-    which is the Gumbel-sigmoid with a hard result.
+    Drawing with probability pi is adding logistic noise to pi's logit and asking for its sign: the
+    sample of the Gumbel-sigmoid with a hard result. The gradient is the straight-through one.
     """
     limit = threshold if rng is None else rng.random(pi.shape)
     return (pi >= limit).astype(pi.dtype)
@@ -103,13 +114,13 @@ def mix_backward(dout, cache):
 
 
 def cost_forward(pi, target: float | None = None):
-    """pi (.., any shape) -> its mean, the share of layers included; or (mean - target)^2."""
+    """pi (L - 1, B) -> its mean, the share of those layers included; or (mean - target)^2."""
     mean = pi.mean()
     return (mean if target is None else (mean - target) ** 2), (pi.shape, pi.dtype, mean, target)
 
 
 def cost_backward(dcost, cache):
-    """-> dpi."""
+    """-> dpi (L - 1, B)."""
     shape, dtype, mean, target = cache
     slope = 1.0 if target is None else 2 * (mean - target)
     return np.full(shape, dcost * slope / np.prod(shape), dtype)

@@ -32,7 +32,8 @@ class Prediction:
     macs, macs_full: multiply-adds executed, and with no mechanism in use. ms: wall-clock time, of a
     batch divided by its texts. truncated: the text was longer than the model reads, and was cut.
     steps: what halting saw after each layer executed: (answer so far {label: float}, doubt p,
-    margin), see dact.py; empty for a model without halting.
+    margin), see dact.py; by a neighbour's rule (exits.py) the layer's own answer, None and None;
+    empty for a model without halting.
     pieces: the word pieces; stayed: for each, the first layer (from 0) that token gates dropped it
     before, num_layers if none did.
     """
@@ -52,7 +53,7 @@ class Prediction:
     truncated: bool
     pieces: list[str] = field(repr=False)
     stayed: list[int] = field(repr=False)
-    steps: list[tuple[dict[str, float], float, float]] = field(repr=False)
+    steps: list[tuple[dict[str, float], float | None, float | None]] = field(repr=False)
 
     def to_dict(self) -> dict:
         """What `infer --json` prints."""
@@ -211,6 +212,9 @@ class Model:
         def named(values):
             return {label: float(value) for label, value in zip(labels, values, strict=True)}
 
+        def known(value):
+            return None if np.isnan(value) else float(value)
+
         return Prediction(
             text=text,
             text_pair=pair,
@@ -230,8 +234,8 @@ class Model:
             steps=[
                 (
                     named(answers.so_far[i, n]),
-                    float(answers.doubts[i, n]),
-                    float(answers.margins[i, n]),
+                    known(answers.doubts[i, n]),
+                    known(answers.margins[i, n]),
                 )
                 for n in ran
                 if self.config.halting is not None

@@ -16,8 +16,8 @@ INDENT = 9
 class Layer(NamedTuple):
     """One line: its number from 1; "run", "left out" or "not run"; the rest only of a run one.
 
-    words: (word piece, is it still there). dropped: some are not. step: Prediction.steps' (answer
-    so far, doubt, margin), None without halting. settled: the first with a margin of 0 or more.
+    words: (word piece, is it still there). dropped: some are not. step: one of Prediction.steps,
+    None without halting. settled: the first with a margin of 0 or more.
     """
 
     number: int
@@ -31,8 +31,8 @@ class Layer(NamedTuple):
 
 def layers(prediction) -> Iterator[Layer]:
     p, last = prediction, max(prediction.layers_run)
-    margins = [margin for _, _, margin in p.steps]
-    settled = next((n for n, m in zip(p.layers_run, margins, strict=False) if m >= 0), None)
+    safe = [margin is not None and margin >= 0 for _, _, margin in p.steps]
+    settled = next((n for n, is_safe in zip(p.layers_run, safe, strict=False) if is_safe), None)
     for n in range(p.num_layers):
         if n not in p.layers_run:
             yield Layer(n + 1, "left out" if n < last else "not run")
@@ -52,7 +52,8 @@ def figures(layer: Layer, label_width: int = 0) -> list[str]:
         answer, doubt, margin = layer.step
         label = max(answer, key=answer.get)
         parts.append(f"{label:{label_width}} {answer[label]:.3f}")
-        parts += [f"doubt {doubt:.3f}", f"margin {margin:+.3f}"]
+        if margin is not None:
+            parts += [f"doubt {doubt:.3f}", f"margin {margin:+.3f}"]
     return parts
 
 

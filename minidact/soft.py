@@ -13,7 +13,7 @@ import numpy as np
 
 from . import bert, dact, exits, ops, planning, ragged, token_gates
 from .config import Config
-from .model import planner_name, unit_name
+from .model import unit_name
 from .ragged import Batch
 
 
@@ -59,22 +59,22 @@ def soft_forward(params, config: Config, batch: Batch, labels, costs: Costs, cal
         terms, head_cache = _exits_loss(params, config, summaries[1:], labels, costs, calc)
     else:
         terms, head_cache = _halting_loss(params, config, summaries[1:], u, labels, costs, calc)
-    one, gate_caches = terms["loss"].dtype.type(1), {}
+    gate_caches = {}
     if config.planning is not None:
         terms["layer_cost"], gate_caches["layers"] = planning.cost_forward(pi, costs.target)
-        terms["loss"] = terms["loss"] + one * costs.layers * terms["layer_cost"]
+        terms["loss"] = terms["loss"] + costs.layers * terms["layer_cost"]
     if config.tokens is not None:
         gates = params[token_gates.NAME]
         terms["token_cost"], gate_caches["tokens"] = token_gates.l1_forward(gates)
         terms["bimodal"], gate_caches["bimodal"] = token_gates.bimodal_forward(gates)
-        terms["loss"] = terms["loss"] + one * costs.tokens * terms["token_cost"]
-        terms["loss"] = terms["loss"] + one * costs.bimodal * terms["bimodal"]
-    return terms, (config, costs, walk, head_cache, gate_caches, one, calc)
+        terms["loss"] = terms["loss"] + costs.tokens * terms["token_cost"]
+        terms["loss"] = terms["loss"] + costs.bimodal * terms["bimodal"]
+    return terms, (config, costs, walk, head_cache, gate_caches, calc)
 
 
 def soft_backward(cache) -> dict[str, np.ndarray]:
     """Gradient of the loss with respect to every parameter that is trained."""
-    config, costs, walk, head_cache, gate_caches, one, calc = cache
+    config, costs, walk, head_cache, gate_caches, calc = cache
     grads: dict[str, np.ndarray] = {}
     dsummaries, du, dpi = [None] * (config.num_hidden_layers + 1), None, None
     if config.halting is None:
@@ -86,12 +86,11 @@ def soft_backward(cache) -> dict[str, np.ndarray]:
     else:
         dsummaries[1:], du = _halting_backward(head_cache, grads, calc)
     if config.planning is not None:
-        dpi = planning.cost_backward(one * costs.layers, gate_caches["layers"])
+        dpi = planning.cost_backward(costs.layers, gate_caches["layers"])
     if config.tokens is not None:
-        grads[token_gates.NAME] = token_gates.l1_backward(one * costs.tokens, gate_caches["tokens"])
-        grads[token_gates.NAME] += token_gates.bimodal_backward(
-            one * costs.bimodal, gate_caches["bimodal"]
-        )
+        dgates = token_gates.l1_backward(costs.tokens, gate_caches["tokens"])
+        dgates += token_gates.bimodal_backward(costs.bimodal, gate_caches["bimodal"])
+        grads[token_gates.NAME] = dgates
     _walk_backward(dsummaries, du, dpi, walk, grads)
     return grads
 
@@ -117,13 +116,14 @@ def _walk_forward(params, config: Config, batch: Batch, costs: Costs, calc, rng)
     s, s_cache = _summary_forward(x, there, offsets, config, calc)
     summaries, plans, u, caches = [s], [], [np.ones(len(s), x.dtype)], []
     if config.planning is not None and not steps:
-        pi, path_cache = planning.planner_forward(s, params, "planning.path", calc)
+        pi, path_cache = planning.planner_forward(s, params, planning.PATH, calc)
         plans = list(pi.T)
     for layer in range(config.num_hidden_layers):
         index = plan_cache = None
         if layer and config.planning is not None:
             if steps:
-                pi, plan_cache = planning.planner_forward(s, params, planner_name(layer), calc)
+                name = planning.step_name(layer)
+                pi, plan_cache = planning.planner_forward(s, params, name, calc)
                 plans.append(pi[:, 0])
             u.append(_drawn(plans[layer - 1], costs.explore, rng))
         elif layer:
@@ -258,9 +258,9 @@ def _plain_loss(params, config, s, labels, calc, rng):
 def _plain_backward(cache, grads, calc):
     config, head_cache, loss_cache = cache
     if config.problem_type == "regression":
-        dlogits = loss_cache[:, None] * loss_cache.dtype.type(2 / len(loss_cache))
+        dlogits = loss_cache[:, None] * (2 / len(loss_cache))
     else:
-        dlogits = calc.cross_entropy_backward(loss_cache[0].dtype.type(1), loss_cache)
+        dlogits = calc.cross_entropy_backward(1.0, loss_cache)
     return bert.classifier_backward(dlogits, head_cache, grads, calc)
 
 
@@ -271,7 +271,7 @@ def _halting_loss(params, config, summaries, u, labels, costs, calc):
     answer, answer_cache = dact.answer_loss_forward(a, labels)
     ponder, ponder_cache = dact.ponder_cost_forward(p, h, costs.ponder)
     heads, heads_cache = dact.heads_loss_forward(z, _targets(y, labels, costs.distill))
-    loss = answer + a.dtype.type(costs.tau) * ponder + a.dtype.type(costs.alpha) * heads
+    loss = answer + costs.tau * ponder + costs.alpha * heads
     terms = {"loss": loss, "answer": answer, "ponder": ponder, "heads": heads}
     return terms, (costs, unit_caches, sum_cache, answer_cache, ponder_cache, heads_cache)
 
@@ -279,10 +279,9 @@ def _halting_loss(params, config, summaries, u, labels, costs, calc):
 def _halting_backward(cache, grads, calc):
     """-> dsummaries (L of (B, C)), du (L, B)."""
     costs, unit_caches, sum_cache, answer_cache, ponder_cache, heads_cache = cache
-    one = heads_cache[0].dtype.type(1)
-    dz = dact.heads_loss_backward(one * costs.alpha, heads_cache)
-    dp, dh_direct = dact.ponder_cost_backward(one * costs.tau, ponder_cache)
-    da = dact.answer_loss_backward(one, answer_cache)
+    dz = dact.heads_loss_backward(costs.alpha, heads_cache)
+    dp, dh_direct = dact.ponder_cost_backward(costs.tau, ponder_cache)
+    da = dact.answer_loss_backward(1.0, answer_cache)
     dy, dh, du = dact.accumulate_backward(da, dp, sum_cache)
     return _units_backward(dz, dy, dh + dh_direct, unit_caches, grads, calc), du
 
@@ -303,11 +302,10 @@ def _exits_loss(params, config, summaries, labels, costs, calc):
 def _exits_backward(cache, grads, calc):
     """-> dsummaries (L of (B, C))."""
     trained, y, h, unit_caches, loss_cache = cache
-    one, dh = y.dtype.type(1), np.zeros_like(h)
     if trained == "pondernet":
-        dz, dh = exits.pondernet_backward(one, loss_cache)
+        dz, dh = exits.pondernet_backward(1.0, loss_cache)
     else:
-        dz = dact.heads_loss_backward(one, loss_cache)
+        dz, dh = dact.heads_loss_backward(1.0, loss_cache), np.zeros_like(h)
     return _units_backward(dz, np.zeros_like(y), dh, unit_caches, grads, calc)
 
 
@@ -333,5 +331,5 @@ def _units_backward(dz, dy, dh, caches, grads, calc):
 def _targets(y, labels, distill: float):
     """(L, B, Y): the labels; of all layers but the last, by a share, the last one's answer."""
     targets = np.tile(np.eye(y.shape[2], dtype=y.dtype)[labels], (len(y), 1, 1))
-    targets[:-1] += y.dtype.type(distill) * (y[-1] - targets[:-1])  # y_L as a constant
+    targets[:-1] += distill * (y[-1] - targets[:-1])  # y_L as a constant
     return targets

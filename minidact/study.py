@@ -27,9 +27,10 @@ TASKS = {  # epochs, those of a second training, what else; train.tsv and the se
 }
 ALWAYS = "--summary mean --lr 5e-5 --dtype float16"
 DACT = "--use halting --tau 0.02 --distill 0.5"
+AGAIN = "--epochs {again} --lr 2e-5 --head-lr 2e-4"
 ALL = (  # a gentle second training of what DACT has learnt
-    "--use halting,planning,tokens --epochs {again} --lr 2e-5 --head-lr 2e-4"
-    " --tau 0.02 --distill 0.5 --layer-cost 1 --layer-target 0.35 --explore 0.1 --explore-share 0.1"
+    f"--use halting,planning,tokens --tau 0.02 --distill 0.5 {AGAIN}"
+    " --layer-cost 1 --layer-target 0.35 --explore 0.1 --explore-share 0.1"
     " --token-cost 0.15 --bimodal 1"
 )
 METHODS = {  # what it starts from (None: the backbone), how it is trained, the curves it is for
@@ -42,6 +43,8 @@ METHODS = {  # what it starts from (None: the backbone), how it is trained, the 
     "all": ("dact", ALL, ("halting", "planning", "tokens", "all")),
 }
 CHOICES = {  # the same with one choice made otherwise; only by name
+    "dact-again": ("dact", f"{DACT} {AGAIN}", ("halting", "confidence", "fixed")),
+    "dact-paper": (None, "--use halting --tau 0.02 --alpha 0 --blind", ("halting",)),
     "all-left": ("dact", f"{ALL} --pool left", ("tokens", "all")),
     "all-absolute": ("dact", f"{ALL} --ranks absolute", ("tokens", "all")),
     "all-path": ("dact", f"{ALL} --planner path", ("planning", "all")),
@@ -62,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     others = f"by commas (default: %(default)s; there is also {', '.join(CHOICES)})"
     add("--methods", default=",".join(METHODS), help=others)
     add("--seeds", default="0", help="by commas (default: %(default)s)")
+    add("--finished", action="store_true", help="train nothing: print what there is already")
     add("--json", action="store_true", help="print the figures as one JSON object, not the table")
     return p
 
@@ -93,10 +97,13 @@ def chosen(option: str, names: str, known) -> list[str]:
 
 
 def study(o, task: str, method: str, seed: int) -> dict[str, float]:
-    """Trains, sweeps -> {"full": the metric in full, curve: its area, ...}."""
+    """Trains, sweeps -> {"full": the metric in full, curve: its area, ...}; {} if not finished."""
     start, options, curves = (METHODS | CHOICES)[method]
     (epochs, again, more, dev), folder = TASKS[task], Path(o.data) / task
     out = Path(o.out) / task / f"{method}-{seed}"
+    scores = out / "sweep.json"
+    if o.finished and not scores.exists():
+        return {}
     if not (out / "config.json").exists():
         if start:
             study(o, task, start, seed)
@@ -108,7 +115,6 @@ def study(o, task: str, method: str, seed: int) -> dict[str, float]:
             paths = " ".join(f"--{name} {shlex.quote(str(path))}" for name, path in files.items())
             command = f"train {paths} --seed {seed} {options}"
         call(command, sys.stderr)
-    scores = out / "sweep.json"
     if not scores.exists():
         kind = f"--sweep --curves {','.join(curves)}" if curves else ""
         paths = f"--model {shlex.quote(str(out))} --data {shlex.quote(str(folder / dev))}"

@@ -2,30 +2,37 @@
 
 The paper learns a gate for every layer and every *rank* that a word can have within its sentence,
 ordered by importance, and drives each gate to 0 or 1. What importance is and how large the costs
-are could not be read; those are ours, and so is what a gate multiplies (below).
+are could not be read; those are ours, and so is what a gate multiplies.
 
-    s_i   significance of token i: the attention it received in the last layer that ran, summed over
-          heads and queries, less what it gave itself (PoWER-BERT's score)
-    r(i)  its rank by s within its sentence; [CLS] is pinned to rank 0, whose gate is 1
-    g_l   the gates of layer l = 2..L, one for every bin of ranks, 0 <= g <= 1, from 1 at the start
-    G_l,i = g_l[r(i)] G_{l-1},i          how much token i is still there: it never returns
+    s_i     significance of token i: the attention it received in the last layer that ran, summed
+            over heads and queries, less what it gave itself (PoWER-BERT's score)
+    r(i)    its rank by s, the highest first, among its sentence's tokens that are still there;
+            [CLS] stands outside, and its gate is 1
+    g_l     the gates of layer l = 2..L, one for each of K bins of ranks, 0 <= g <= 1, at first 1
 
-With relative ranks (the default) bin k of K holds the share k / K .. (k + 1) / K of a sentence's
-ranks, whatever its length; with absolute ones it is the k-th token, and the last bin the rest.
+    G_1,i = 1    G_l,i = g_l[r(i)] G_{l-1},i                      how much of token i is there
+    P_l,qk = G_l,k exp(e_qk) / sum_j G_l,j exp(e_qj)              in every softmax, of scores e
+    x_{l+1},i = G_l,i F_l(x_l; G_l)_i + (1 - G_l,i) x_l,i         F_l: layer l of BERT
 
-G multiplies a token's weight in every softmax of layer l (ops.attention_forward), and the share of
-layer l's output that its own row takes. So a gate of 0 is the same as removing the row, a gate of 1
-the same as none, and all between is smooth. (Scaling the row instead, x_i <- g x_i, is not: with
-g = 0 its key is the bias, and still gets attention.) The sorting has no gradient.
+So a gate of 0 is the same as removing the row, a gate of 1 the same as none, all between is smooth,
+and what is gone never returns. (Scaling the row instead, x_i <- g x_i, is not: with g = 0 its key
+is the bias, and still gets attention.) The sorting has no gradient.
 
-    L = task loss + lambda_1 sum_l c_l mean_k g_l[k] + lambda_2 mean_lk g_l[k] (1 - g_l[k])
+With relative ranks (the default) bin k holds the share k / K .. (k + 1) / K of the tokens that are
+there, however many; with absolute ones it is the k-th token, and the last bin the rest.
+
+    loss = task + lambda_1 sum_l c_l mean_k g_l[k] + lambda_2 mean_lk g_l[k] (1 - g_l[k])
 
 c_l: the multiply-adds that a token kept costs from layer l on, as a share: early gates save more.
-At g = 1 the second term's slope is -lambda_2 and pins the gate there unless lambda_1 c_l is larger:
-lambda_2 rises from 0 when the first term has separated the gates; for the last tenth of a training
-they are set to 0 or 1 and stay, so that what is left adapts to them.
+At g = 1 the last term pulls a gate up by lambda_2 / ((L - 1) K), the one before it pulls it down by
+lambda_1 c_l / K: it stays at 1 unless lambda_1 c_l > lambda_2 / (L - 1). So lambda_2 is 0 at first,
+while costs and task separate the gates, and grows in the middle of a training; for its last tenth
+the gates are set to 0 or 1 and stay, so that what is left adapts to them.
 
 In inference rank k stays iff g_l[k] >= 1/2, and rows that do not stay are removed.
+
+Letters: T tokens of all sentences, whose boundaries are in offsets; L layers, K bins. Floats keep
+the dtype they come in, bins are int64.
 
 This file works on arrays only: it knows neither BERT nor the other mechanisms.
 """
@@ -62,10 +69,10 @@ def bins_of(significance, there, offsets, bins: int, relative: bool = True, keep
     alive = np.add.reduceat(there.astype(np.int64), first) - 1  # beside [CLS]
     if relative:
         others = np.maximum(np.repeat(alive, n), 1)
-        index = ((rank - 1) * bins / (others * keep)).astype(np.int64)
+        index = (rank - 1) * bins / (others * keep)
     else:
-        index = ((rank - 1) / keep).astype(np.int64)
-    return np.where(group == 1, np.minimum(index, bins - 1), -1)
+        index = (rank - 1) / keep
+    return np.where(group == 1, np.clip(index, 0, bins - 1).astype(np.int64), -1)
 
 
 # ---------------------------------------------------------------------------- gates
@@ -92,7 +99,7 @@ def stays(gates, index):
 
 
 def depth_shares(layers: int):
-    """c_l for the layers 2..L: how much of a model's depth lies from layer l on. (L - 1,)."""
+    """c_l for the layers 2..L, (L - 1,): in proportion to the layers from l on; they sum to 1."""
     left = np.arange(layers - 1, 0, -1)
     return left / left.sum()
 
@@ -104,16 +111,18 @@ def l1_forward(gates):
 
 
 def l1_backward(dcost, cache):
+    """-> dgates (L - 1, K)."""
     shares, shape = cache
     return np.tile((dcost * shares / shape[1])[:, None], (1, shape[1])).astype(shares.dtype)
 
 
 def bimodal_forward(gates):
-    """gates -> the mean of g (1 - g): 0 when every gate is 0 or 1."""
+    """gates (L - 1, K) -> the mean of g (1 - g): 0 when every gate is 0 or 1."""
     return (gates * (1 - gates)).mean(), gates
 
 
 def bimodal_backward(dcost, cache):
+    """-> dgates (L - 1, K)."""
     gates = cache
     return ((1 - 2 * gates) * (dcost / gates.size)).astype(gates.dtype)
 

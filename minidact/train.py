@@ -85,6 +85,10 @@ def build(options) -> tuple[Config, dict, list[str], Tokenizer]:
         raise InputError("gates need two layers at least, and the backbone has one")
     config = dataclasses.replace(config, **changes)
     fresh = model.init_params(config, np.random.default_rng([options.seed, 0]))
+    if options.heads == "pondernet":  # q starts as the prior: DACT's start gives all to the end
+        for name in fresh:
+            if name.endswith(".halting.bias"):
+                fresh[name][:] = math.log((1 - options.prior) / options.prior)
     known = {n: p for n, p in params.items() if n in fresh and p.shape == fresh[n].shape}
     new = [n for n in fresh if n not in known or n.startswith(checkpoint.OURS)]
     if options.freeze_gates:

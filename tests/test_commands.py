@@ -62,6 +62,16 @@ def test_plain_output_and_trace():
     assert answer["trace"][-1]["margin"] >= 0
 
 
+def test_a_neighbours_rule_knows_no_margin():
+    how = ("--use", "halting", "--rule", "entropy", "--at", "0.005", "--trace", REVIEW)
+    result = run("infer", *how)
+    assert result.returncode == 0, result.stderr
+    assert "positive" in result.stdout.splitlines()[1]
+    assert not any(word in result.stdout for word in ("doubt", "margin", "change"))
+    (answer,) = answers(*how)
+    assert all(step["doubt"] is step["margin"] is None for step in answer["trace"])
+
+
 def test_a_plain_model_has_a_trace_too():
     result = run("infer", "--model", TINY, "--trace", "good")
     assert result.returncode == 0, result.stderr

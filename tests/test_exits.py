@@ -61,6 +61,21 @@ def test_a_rule_stops_where_it_says_and_answers_with_that_head(seed, offsets, na
             assert stops == [False] * (ran - 1) + [True] or ran == 4
 
 
+@given(seeds, st.integers(2, 7), st.sampled_from(sorted(exits.RULES)))
+def test_a_rules_range_starts_at_one_layer_and_goes_on_with_more(seed, classes, name):
+    rng = np.random.default_rng(seed)
+    y = rng.dirichlet(np.full(classes, 0.3), (6, 50)).astype(np.float32)
+    h = rng.uniform(0, 1, (6, 50)).astype(np.float32) ** 0.01  # most sentences hardly stop
+    rule, depths = exits.RULES[name], []
+    for at in rule.range:
+        stops = np.array([rule.stop(y[:n], h[:n], at) for n in range(1, 7)])
+        stops[-1] = True
+        depths.append(stops.argmax(0) + 1)
+    assert (depths[0] == 1).all()
+    assert (np.diff(depths, axis=0) >= 0).all()
+    assert depths[-1].mean() > 2
+
+
 # ---------------------------------------------------------------------------- losses
 
 

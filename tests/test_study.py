@@ -43,6 +43,12 @@ def test_it_trains_sweeps_and_compares(options):
     ]
     assert all("±" in line for line in lines[2:])
 
+    more = run("study", *options, "--methods", "pabee,deebert", "--seeds", "0,7", "--finished")
+    assert more.returncode == 0, more.stderr
+    assert "python -m" not in more.stderr
+    rows = [line.split(" | ")[:2] for line in more.stdout.splitlines()[2:]]
+    assert rows == [["| deebert", "full"], ["| deebert", "entropy"]]
+
 
 @pytest.mark.parametrize(
     ("more", "sentence"),

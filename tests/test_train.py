@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY, run
 from safetensors.numpy import load_file, save_file
 
-from minidact import Model, ops, optim
+from minidact import Model, model, ops, optim, recipe, train
 
 WORDS = ["good", "bad", "film", "the", "!", "."]
 
@@ -131,6 +131,14 @@ def test_keep_best_keeps_the_best_epoch(task, tmp_path):
     assert scores[-1] < max(scores), "nothing to choose from"
     got = run("evaluate", "--model", tmp_path / "best", "--data", dev, "--json")
     assert f"{json.loads(got.stdout)['value']:.4f}" == max(scores)
+
+
+def test_a_pondernet_starts_as_its_prior(task, tmp_path):
+    chosen = arguments(task, tmp_path / "out", "--heads", "pondernet", use="halting", prior=0.25)
+    config, params, _, _ = train.build(recipe.parser().parse_args(chosen))
+    for layer in range(config.num_hidden_layers):
+        bias = params[f"{model.unit_name(layer)}.halting.bias"]
+        np.testing.assert_allclose(1 / (1 + np.exp(-bias)), 1 - 0.25, rtol=1e-6)
 
 
 def test_label_names_and_half_precision(task, tmp_path):
