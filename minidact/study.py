@@ -27,24 +27,24 @@ TASKS = {  # epochs, those of a second training, what else; train.tsv and the se
 }
 ALWAYS = "--summary mean --lr 5e-5 --dtype float16"
 DACT = "--use halting --tau 0.02 --distill 0.5"
-AGAIN = "--epochs {again} --lr 2e-5 --head-lr 2e-4"
 ALL = (  # a gentle second training of what DACT has learnt
-    f"--use halting,planning,tokens --tau 0.02 --distill 0.5 {AGAIN}"
-    " --layer-cost 1 --layer-target 0.35 --explore 0.1 --explore-share 0.1"
+    "--use halting,planning,tokens --epochs {again} --lr 2e-5 --head-lr 2e-4"
+    " --tau 0.02 --distill 0.5 --layer-cost 1 --layer-target 0.35 --explore 0.1 --explore-share 0.1"
     " --token-cost 0.15 --bimodal 1"
 )
+STOPS, ALL_CURVES = ("halting", "confidence", "fixed"), ("halting", "planning", "tokens", "all")
 METHODS = {  # what it starts from (None: the backbone), how it is trained, the curves it is for
     "plain": (None, "", ()),
-    "dact": (None, DACT, ("halting", "confidence", "fixed")),
+    "dact": (None, DACT, STOPS),
+    "dact-after": ("plain", f"{DACT} --lr 2e-5", STOPS),  # the paper's order: fine-tuned before
     "pabee": (None, "--use halting --heads pabee", ("patience",)),
     "pondernet": (None, "--use halting --heads pondernet", ("cumulated",)),
     "deebert": ("plain", "--use halting --heads deebert", ("entropy",)),
     "fastbert": ("plain", "--use halting --heads fastbert", ("uncertainty",)),
-    "all": ("dact", ALL, ("halting", "planning", "tokens", "all")),
+    "all": ("dact", ALL, ALL_CURVES),
+    "all-after": ("dact-after", ALL, ALL_CURVES),
 }
 CHOICES = {  # the same with one choice made otherwise; only by name
-    "dact-again": ("dact", f"{DACT} {AGAIN}", ("halting", "confidence", "fixed")),
-    "dact-paper": (None, "--use halting --tau 0.02 --alpha 0 --blind", ("halting",)),
     "all-left": ("dact", f"{ALL} --pool left", ("tokens", "all")),
     "all-absolute": ("dact", f"{ALL} --ranks absolute", ("tokens", "all")),
     "all-path": ("dact", f"{ALL} --planner path", ("planning", "all")),
