@@ -16,12 +16,13 @@ is a single one, which reads the summary of the embeddings and plans all layers 
 In training u_l is drawn, 1 with probability pi_l, and its gradient goes straight through to pi_l
 (Bengio, Leonard, Courville; arXiv 1308.3432):
 
-    dpi_l = du_l + dcost / dpi_l
-    du_l = sum of (F_l(x_l) - x_l) dx_{l+1} over the sentence's rows and columns
+    du_l = sum of (F_l(x_l) - x_l) dx_{l+1} over the sentence's rows and columns,
+           and what halting and token gates add, where they read u_l
+    dpi_l = du_l, and the cost's slope
 
-and what halting and token gates add where they read u_l. The cost is lambda times the mean of pi,
-or its squared distance from a target: pi is of the L - 1 layers that can be left out. In the first
-steps layers are left out at random, whatever pi says, and the planners learn nothing yet.
+The cost is lambda times the mean of pi over the L - 1 layers that can be left out, or lambda times
+its squared distance from a target. In the first steps layers are left out at random, whatever pi
+says, and the planners learn nothing yet.
 In inference u_l = 1 if pi_l >= threshold, 1/2 unless it is moved.
 
 Letters: B sentences, T rows of all of them, C the hidden size, W a planner's width, D its decisions
