@@ -90,7 +90,6 @@ class Rule(NamedTuple):
     range: tuple[float, ...]
 
 
-SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 RULES = {
     "fixed": Rule(fixed, 3, (1, 2, 3, 4, 5, 6)),
     "confidence": Rule(
@@ -100,8 +99,16 @@ RULES = {
         entropy, 0.3, (9, 1, 0.8, 0.69, 0.67, 0.65, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.005)
     ),
     "patience": Rule(patience, 2, (0, 1, 2, 3, 4, 5)),
-    "uncertainty": Rule(uncertainty, 0.4, (1, 0.99, 0.97, 0.95, *SHARES[-2::-1], 0.01)),
-    "cumulated": Rule(cumulated, 0.5, (0, 0.001, 0.003, 0.01, 0.025, *SHARES)),
+    "uncertainty": Rule(
+        uncertainty,
+        0.4,
+        (1, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01),
+    ),
+    "cumulated": Rule(
+        cumulated,
+        0.5,
+        (0, 0.001, 0.003, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
+    ),
 }
 
 

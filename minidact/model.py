@@ -27,12 +27,17 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return table
 
 
-def init_params(config: Config, rng: np.random.Generator, dtype=np.float32) -> dict:
+def init_params(
+    config: Config,
+    rng: np.random.Generator,
+    dtype=np.float32,
+    halting_bias: float = dact.HALTING_BIAS,
+) -> dict:
     """Random parameters for every name in shapes(config); all gates open, or nearly so."""
     params = bert.init_params(shapes(config), rng, dtype)
     for name, array in params.items():
         if name.endswith(".halting.bias"):
-            array[:] = dact.HALTING_BIAS
+            array[:] = halting_bias
         elif name.endswith(".trunk.weight"):  # a ReLU layer of its own: He's scale, not BERT's
             array *= np.sqrt(2 / array.shape[1]) / 0.02
         elif name.startswith("planning.") and name.endswith(".gate.bias"):

@@ -152,7 +152,7 @@ def layer_norm_backward(dout, cache):
 
 
 def log_softmax(x):
-    """log of softmax_forward's, over the last axis, without its overflows and underflows."""
+    """log of the softmax over the last axis, finite also where the softmax itself is 0."""
     shifted = x - x.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from . import checkpoint, data, exits, metrics, model, optim, soft, token_gates
+from . import checkpoint, dact, data, exits, metrics, model, optim, soft, token_gates
 from .config import Config, Halting, Planning, Tokens
 from .errors import InputError, run_command
 from .predict import Model
@@ -84,11 +84,11 @@ def build(options) -> tuple[Config, dict, list[str], Tokenizer]:
     if config.num_hidden_layers == 1 and {"planning", "tokens"} & set(use):
         raise InputError("gates need two layers at least, and the backbone has one")
     config = dataclasses.replace(config, **changes)
-    fresh = model.init_params(config, np.random.default_rng([options.seed, 0]))
-    if options.heads == "pondernet":  # q starts as the prior: DACT's start gives all to the end
-        for name in fresh:
-            if name.endswith(".halting.bias"):
-                fresh[name][:] = math.log((1 - options.prior) / options.prior)
+    bias = dact.HALTING_BIAS
+    if options.heads == "pondernet":  # q starts as the prior: DACT's start gives most to the end
+        bias = math.log((1 - options.prior) / options.prior)
+    rng = np.random.default_rng([options.seed, 0])
+    fresh = model.init_params(config, rng, halting_bias=bias)
     known = {n: p for n, p in params.items() if n in fresh and p.shape == fresh[n].shape}
     new = [n for n in fresh if n not in known or n.startswith(checkpoint.OURS)]
     if options.freeze_gates:
