@@ -2,22 +2,26 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["InputError", "Model", "Prediction", "__version__"]
 
 if TYPE_CHECKING:
     from .errors import InputError
-    from .predict import Model, Prediction
+    from .model import Model, Prediction
 
 
 def __getattr__(name: str) -> Any:
     """Loads what is asked for when it is asked for: `import minidact` alone costs nothing."""
     if name in ("Model", "Prediction"):
-        from . import predict
+        from . import model
 
-        return getattr(predict, name)
+        return getattr(model, name)
     if name == "InputError":
         from .errors import InputError
 
         return InputError
     raise AttributeError(f"module 'minidact' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import ops
 from .config import Config
-from .errors import InputError
+from .errors import InputError, known
 from .ragged import Batch
 
 QKV = ("query", "key", "value")  # three maps of a layer's input, worked on as one
@@ -227,17 +227,22 @@ def _add(a, b):
 # ---------------------------------------------------------------------------- sentence level
 
 
+ROWS = {"cls": "first_rows", "mean": "mean_rows"}  # kinds of summary, and what computes them
+
+
 def summary_forward(x, offsets, kind: str, calc=ops):
-    """What a sentence-level unit reads: x (T, C) -> (B, C); kind "cls" or "mean"."""
-    rows = calc.mean_rows_forward if kind == "mean" else calc.first_rows_forward
-    out, cache = rows(x, offsets)
-    return out, (kind, cache)
+    """What a sentence-level unit reads: x (T, C) -> (B, C); kind "cls" or "mean".
+
+    Raises InputError for another kind.
+    """
+    rows = ROWS[known("summary", kind, ROWS)]
+    out, cache = getattr(calc, f"{rows}_forward")(x, offsets)
+    return out, (rows, cache)
 
 
 def summary_backward(dout, cache, calc=ops):
-    kind, rows_cache = cache
-    rows = calc.mean_rows_backward if kind == "mean" else calc.first_rows_backward
-    return rows(dout, rows_cache)
+    rows, rows_cache = cache
+    return getattr(calc, f"{rows}_backward")(dout, rows_cache)
 
 
 def classifier_forward(params, config: Config, summary, calc=ops, rng=None):

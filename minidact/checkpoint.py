@@ -8,29 +8,24 @@ ever read: a pickle can run code. Writing is strict, and to the side first, then
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, deserialize, safe_open
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from . import bert, model
+from . import bert, network
 from .config import Config
 from .errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from .files import make_directory, write_file
+from .mechanisms import MECHANISMS
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
 REQUIRED = FILES[:2]
 IGNORED = re.compile(r"bert\.embeddings\.position_ids|cls\.")  # an index; the pretraining heads
-OURS = ("dact.", "planning.", "tokens.")  # the mechanisms' tensors
+CLASSIFIER = "classifier."
 POOLER = "bert.pooler."  # a model that halts has none; every backbone brings one
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -105,24 +100,38 @@ def _fetch(repository: str) -> Path:
 
 
 def load(name: str | os.PathLike | None) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
-    """A whole model: config, float32 parameters for every name in model.shapes, tokenizer.
+    """A whole model: config, float32 parameters for every name in network.shapes, tokenizer.
 
     Raises InputError for a directory that is not one, or whose parts do not fit each other.
     """
     path = resolve(name)
     config = read_config(path)
-    params = read_params(path, model.shapes(config))
+    params = read_params(path, network.shapes(config))
     return config, params, read_tokenizer(path, config)
 
 
-def load_backbone(name) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
-    """The same for a model to fine-tune: embeddings, encoder, pooler and mechanisms if any."""
-    path = resolve(name)
-    config = read_config(path)
-    table = bert.classifier_shapes(config) | model.shapes(config)
-    optional = {n: s for n, s in table.items() if n.startswith((POOLER, *OURS))}
-    params = read_params(path, bert.shapes(config), optional=optional, others_allowed=True)
-    return config, params, read_tokenizer(path, config)
+def read_backbone(path: Path, config: Config, heads: bool) -> dict[str, np.ndarray]:
+    """What a training may start from: embeddings, encoder, and of all else what is there.
+
+    heads: also what depends on the labels, the classifier or a mechanism's answering heads.
+    """
+    known = bert.classifier_shapes(config) | network.shapes(config)
+    optional = {n: s for n, s in known.items() if heads or not depends_on_labels(n)}
+    return read_params(path, bert.shapes(config), optional=optional, others_allowed=True)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a model's directory, as they are called here."""
+    try:
+        with safe_open(path / "model.safetensors", "np") as file:
+            return [our_name(name) for name in file.keys()]  # noqa: SIM118  safe_open is no dict
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: model.safetensors cannot be read: {error}") from None
+
+
+def depends_on_labels(name: str) -> bool:
+    answering = tuple(m.prefix for m in MECHANISMS.values() if m.answers)
+    return name.startswith((CLASSIFIER, *answering))
 
 
 def read_config(path: Path) -> Config:
@@ -203,7 +212,7 @@ def _listed(names: list[str], most: int = 5) -> str:
 
 
 def _hint(missing: list[str]) -> str:
-    if all(name.startswith(("classifier.", POOLER)) for name in missing):
+    if all(name.startswith((CLASSIFIER, POOLER)) for name in missing):
         return (
             ": it is a backbone without a classifier; fine-tune it first (python -m minidact.train)"
         )
@@ -269,7 +278,10 @@ def _from_vocabulary(path: Path) -> Tokenizer:
 # ---------------------------------------------------------------------------- writing
 
 
-def save(directory, config: Config, params: dict, tokenizer: Tokenizer, dtype=np.float32) -> None:
+def save(
+    directory: str | os.PathLike[str], config: Config, params: dict, tokenizer: Tokenizer,
+    dtype: Any = np.float32,
+) -> None:  # fmt: skip
     """Writes a directory that `load` and transformers' BertModel.from_pretrained both read.
 
     dtype: float32 or float16, of the tensors on disk. Each file is complete or not there at all.
@@ -286,52 +298,6 @@ def save(directory, config: Config, params: dict, tokenizer: Tokenizer, dtype=np
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: cutting is the reader's choice
     tokenizer.no_truncation()
     write_file(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode() + b"\n")
-
-
-def make_directory(path: Path) -> None:
-    """mkdir -p, with a clear sentence where that cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be made a directory: {error.strerror}") from None
-
-
-@contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Holds a directory as long as the block lasts; raises InputError if another process does."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"another run is writing to {directory}; choose another --out") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes to the side, flushes to the disk, moves into place: whole, or not at all."""
-    name = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error.strerror}") from None
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
 
 
 def save_config(directory, config: Config) -> None:

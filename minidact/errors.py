@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class InputError(Exception):
@@ -11,6 +12,14 @@ class InputError(Exception):
     A command prints the message on stderr and ends with exit code 2; Python callers catch this
     one type.
     """
+
+
+def known(name: str, value: Any, choices: Iterable[str]) -> Any:
+    """The value, if it is one of the choices; raises InputError, naming them, if it is not."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; there are: {', '.join(choices)}")
+    return value
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -10,10 +10,13 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from . import checkpoint, data, metrics, plot, sweep
+from . import checkpoint, data, metrics, plot
 from .errors import InputError, run_command
-from .infer import add_model_options, load_model
-from .predict import Model
+from .infer import load_model
+from .mechanisms import MECHANISMS
+from .model import Model
+from .options import add_model_options, how_to_answer
+from .study import sweep
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,11 +31,10 @@ def parser() -> argparse.ArgumentParser:
         help="a labelled .tsv (GLUE's layouts or your own), .csv or .jsonl",
     )
     add("--json", action="store_true", help="print one JSON object")
-    add("--batch-size", type=int, default=32, help="texts per batch, as they come (default 32)")
     add("--metric", choices=metrics.METRICS, help="default: by the file's layout, else accuracy")
     add("--sweep", action="store_true", help="every mechanism and neighbour over its knob's range")
-    add("--curves", help="with --sweep: only these, by commas: halting, planning, tokens, all (of "
-        "them together), and the rules for stopping of exits.py")  # fmt: skip
+    add("--curves", help=f"with --sweep: only these, by commas: {', '.join(MECHANISMS)}, all (of "
+        "them together), and the rules for stopping of mechanisms/exits.py")  # fmt: skip
     add("--plot", metavar="FILE", help="with --sweep: draw it (.svg, .png, ..; needs matplotlib)")
     add("--calibrate", action="store_true", help="with --sweep: store in --model's config.json "
         "which knobs spend how much, for --budget")  # fmt: skip
@@ -42,8 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser().parse_args()
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size is {options.batch_size}; it must be at least 1")
+    how = how_to_answer(options)
     if (options.plot or options.calibrate or options.curves) and not options.sweep:
         raise InputError("--curves, --plot and --calibrate go with --sweep")
     if options.calibrate and not os.path.isdir(options.model or ""):
@@ -51,7 +52,7 @@ def main() -> None:
     if options.plot:
         plot.check_matplotlib()
     examples = data.read_examples(options.data)
-    model, how = load_model(options)
+    model = load_model(options.model, how)
     labels = data.label_ids(examples, model.config, options.data)
     fixed = (model, examples, labels, options.metric, options.batch_size)
     if not options.sweep:
@@ -115,7 +116,7 @@ def evaluate(
         "examples": len(labels),
         "num_layers": model.config.num_hidden_layers,
         "layers_mean": float(gathered("layers_run").sum(1).mean()),
-        "tokens_fraction": float(gathered("tokens").sum() / tokens_full),
+        "tokens_fraction": float(gathered("lengths").sum() / tokens_full),
         "macs_fraction": float(gathered("macs").sum() / gathered("macs_full").sum()),
         **figures(""),
         "value_full": full["value_full"],

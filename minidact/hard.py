@@ -9,14 +9,17 @@ For every layer, on the rows still alive:
 size. With no mechanism in use the layers are plain BERT's, bit for bit.
 """
 
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import bert, dact, exits, ops, planning, ragged, token_gates
+from . import bert, ragged
 from .config import Config
-from .macs import full_macs, macs
-from .model import unit_name
+from .errors import InputError, known
+from .fast.packed import Encoder
+from .mechanisms import KNOBS, dact, exits, planning, token_gates
+from .network import Network, full_macs, has_classifier, macs
 from .ragged import Batch
 
 
@@ -24,12 +27,13 @@ class Answers(NamedTuple):
     """What the hard pass says of B sentences, T tokens, and what it spent.
 
     The last three are halting's: NaN where a layer did not run, and in a model without halting. If
-    it stops by a neighbour's rule, so_far is y_n, and the others, which say nothing then, are NaN.
+    it stops by a rule that does not average, so_far is y_n, and the others, which say nothing then,
+    are NaN.
     """
 
     probs: np.ndarray  # (B, Y) probabilities; of a regression: the value (B, 1)
     layers_run: np.ndarray  # (B, L) bool
-    tokens: np.ndarray  # (B, L) int, rows that each layer worked on
+    lengths: np.ndarray  # (B, L) int, rows that each layer worked on
     stayed: np.ndarray  # (T,) int, the first layer that a token was dropped before; L: never
     macs: np.ndarray  # (B,) int, multiply-adds executed
     macs_full: np.ndarray  # (B,) int, the same with no mechanism in use
@@ -38,38 +42,57 @@ class Answers(NamedTuple):
     margins: np.ndarray  # (B, L) lower bound less upper bound; >= 0: the class cannot change
 
 
-class Knobs(NamedTuple):
-    """What spends more or less at inference. The defaults are what training aimed at.
+class Knobs(SimpleNamespace):
+    """What spends more or less at inference; the defaults are what training aimed at.
 
-    use: the mechanisms switched on, of config.MECHANISMS.
-    slack, bound: of halting, see dact.halts and dact.margin; slack 0..1.
-    threshold: of planning; a layer is included if its pi is at least this.
-    keep: of token gates; ranks are divided by it: above 1 keeps more tokens, below 1 fewer.
-    rule, at: halt by a rule of exits.py and its knob, and answer with y_n instead of a_n. None: as
-    the heads were trained (for DACT: by dact.margin, with slack and bound), at the usual value.
+    use: the mechanisms switched on. Beside it, each knob of theirs by its name (their files say
+    which there are): Knobs(("halting",), slack=0.4).slack is 0.4.
     """
 
-    use: tuple[str, ...] = ()
-    slack: float = 0.0
-    bound: str = "tight"
-    threshold: float = 0.5
-    keep: float = 1.0
-    rule: str | None = None
-    at: float | None = None
+    def __init__(self, use: tuple[str, ...] = (), **given: Any):
+        for name in given:
+            known("knob", name, KNOBS)
+        usual = {name: knob.usual for name, knob in KNOBS.items()}
+        super().__init__(use=tuple(use), **(usual | given))
 
 
 NOTHING = Knobs()  # nothing adaptive
 
 
+def check_knobs(config: Config, knobs: Knobs) -> None:
+    """Raises InputError for mechanisms that the model lacks, and for values that cannot be."""
+    for name in knobs.use:
+        if name not in config.mechanisms:
+            has = ", ".join(config.mechanisms) or "no mechanism"
+            raise InputError(f"the model does not carry {name!r}; it has {has}")
+    for name, knob in KNOBS.items():
+        value = getattr(knobs, name)
+        if wrong := knob.misfit(value):
+            raise InputError(f"{name} is {value!r}{wrong}")
+    if knobs.rule is None:
+        if knobs.at is not None:
+            raise InputError("at is the knob of a rule: give a rule with it")
+        return
+    rule = exits.RULES[knobs.rule]
+    if "halting" not in knobs.use:
+        raise InputError(f"the rule {knobs.rule!r} needs halting in use")
+    if "planning" in knobs.use and not rule.averages:
+        raise InputError(f"the rule {knobs.rule!r} cannot be used beside planning")
+    if knobs.at is not None and rule.set_by != "at":
+        raise InputError(f"the rule {knobs.rule!r} is set by {rule.set_by}, not by at")
+    if knobs.at is not None and (wrong := rule.knob.misfit(knobs.at)):
+        raise InputError(f"at is {knobs.at!r}{wrong}")
+
+
 def hard_forward(
-    params, config: Config, batch: Batch, knobs: Knobs = NOTHING, calc=ops, encoder=None
+    net: Network, batch: Batch, knobs: Knobs = NOTHING, encoder: Encoder | None = None
 ) -> Answers:
     """Answers for a batch.
 
-    encoder: the packed layers of inference.py; without it, bert.py's are run, with calc.
+    encoder: the packed layers of fast/packed.py; without it, bert.py's are run, with net.calc.
     """
-    work = _Pass(params, config, batch, knobs, calc, encoder)
-    for layer in range(config.num_hidden_layers):
+    work = _Pass(net, batch, knobs, encoder)
+    for layer in range(net.config.num_hidden_layers):
         run = work.plan(layer)
         if run.any():
             work.drop_tokens(layer, run)
@@ -83,56 +106,57 @@ def hard_forward(
 class _Pass:
     """A hard pass under way: the rows still alive, whose they are, and what is known so far."""
 
-    def __init__(self, params, config: Config, batch: Batch, knobs: Knobs, calc, encoder):
-        self.params, self.config, self.knobs = params, config, knobs
-        self.calc, self.encoder = calc, encoder
-        self.rule = (
-            knobs.rule or exits.OWN_RULE[config.halting.trained if config.halting else "dact"]
-        )
-        count, layers = len(batch.offsets) - 1, config.num_hidden_layers
+    def __init__(self, net: Network, batch: Batch, knobs: Knobs, encoder: Encoder | None):
+        self.net, self.knobs, self.encoder = net, knobs, encoder
+        self.params, self.config, self.calc, _ = net
+        self.halting = self.config.mechanisms.get("halting")
+        self.planning = "planning" in knobs.use and self.config.mechanisms["planning"]
+        self.tokens = "tokens" in knobs.use and self.config.mechanisms["tokens"]
+        if self.halting:
+            trained = known("trained", self.halting.trained, exits.HEADS)
+            self.rule = exits.RULES[knobs.rule or exits.HEADS[trained].rule]
+        count, layers = len(batch.offsets) - 1, self.config.num_hidden_layers
         self.all_lengths = ragged.lengths(batch.offsets)
         self.workspace = encoder and encoder.workspace(batch.offsets)
         # the rows alive (T') and their sentences (B')
-        self.x, _ = bert.embeddings_forward(params, config, batch, calc)
+        self.x, _ = bert.embeddings_forward(self.params, self.config, batch, self.calc)
         self.offsets, self.alive = batch.offsets, np.arange(count)
         self.token, self.received = np.arange(len(self.x)), np.zeros(len(self.x), self.x.dtype)
         # of all sentences (B): the sum of the rows dropped, the summary, the answer, the doubt
-        dtype, size = self.x.dtype, config.hidden_size
+        dtype, size = self.x.dtype, self.config.hidden_size
         self.dropped = np.zeros((count, size), dtype)
-        self.s = self._summary() if "planning" in knobs.use else np.zeros((count, size), dtype)
-        self.a, self.p = np.zeros((count, config.num_labels), dtype), np.ones(count, dtype)
+        self.s = self._summary() if self.planning else np.zeros((count, size), dtype)
+        self.a, self.p = np.zeros((count, self.config.num_labels), dtype), np.ones(count, dtype)
         self.y, self.h = np.zeros((layers, *self.a.shape), dtype), np.ones((layers, count), dtype)
         # what is reported
-        self.asked = np.zeros(count, np.int64)
-        self.tokens, self.stayed = np.zeros((count, layers), np.int64), np.full(len(self.x), layers)
-        self.so_far = np.full((count, layers, config.num_labels), np.nan)
+        self.asked = {name: np.zeros(count, np.int64) for name in self.config.mechanisms}
+        self.lengths, self.stayed = np.zeros((count, layers), int), np.full(len(self.x), layers)
+        self.so_far = np.full((count, layers, self.config.num_labels), np.nan)
         self.doubts, self.margins = np.full((2, count, layers), np.nan)
         self.path = None
-        if "planning" in knobs.use and config.planning.planner == "path":
-            self.path, _ = planning.planner_forward(self.s, params, planning.PATH, calc)
-            self.asked += 1
+        if self.planning and not planning.is_stepwise(self.planning.planner):
+            self.path, _ = planning.planner_forward(self.s, self.params, planning.PATH, self.calc)
+            self.asked["planning"] += 1
 
     def plan(self, layer: int):
-        """1. Which of the sentences alive include the layer: (B',) bool."""
-        if layer == 0 or "planning" not in self.knobs.use:
+        """1. Which of the sentences alive include the layer, (B',) bool."""
+        if layer == 0 or not self.planning:
             return np.ones(len(self.alive), bool)
         if self.path is not None:
             pi = self.path[self.alive, layer - 1]
         else:
             s, name = self.s[self.alive], planning.step_name(layer)
             pi = planning.planner_forward(s, self.params, name, self.calc)[0][:, 0]
-            self.asked[self.alive] += 1
+            self.asked["planning"][self.alive] += 1
         return planning.draw(pi, None, self.knobs.threshold) > 0
 
     def drop_tokens(self, layer: int, run):
         """2. Rows of the sentences in run (B',) whose gate is closed leave for good."""
-        if layer == 0 or "tokens" not in self.knobs.use:
+        if layer == 0 or not self.tokens:
             return
-        tokens, there, n = self.config.tokens, np.ones(len(self.x), bool), self._lengths()
-        index = token_gates.bins_of(
-            self.received, there, self.offsets, tokens.bins, tokens.ranks == "relative",
-            self.knobs.keep,
-        )  # fmt: skip
+        there, n = np.ones(len(self.x), bool), ragged.lengths(self.offsets)
+        how = (self.tokens.bins, self.tokens.ranks, self.knobs.keep)
+        index = token_gates.bins_of(self.received, there, self.offsets, *how)
         keep = token_gates.stays(self.params[token_gates.NAME][layer - 1], index)
         keep |= ~np.repeat(run, n)
         if keep.all():
@@ -156,69 +180,63 @@ class _Pass:
             )
         else:
             received = self.encoder.layer(layer, x, offsets, self.workspace)  # changes x
-        if "tokens" in self.knobs.use:
+        if self.tokens:
             self.received[rows] = received if received.ndim == 1 else received.sum(0)
         if self.encoder is None or not run.all():
             self.x[rows] = x
-        self.tokens[self.alive[run], layer] = ragged.lengths(offsets)
-        if self.config.halting is not None or "planning" in self.knobs.use:
+        self.lengths[self.alive[run], layer] = ragged.lengths(offsets)
+        if self.halting or self.planning:
             self.s[self.alive] = self._summary()
 
     def halt(self, layer: int, run):
-        """4. The DACT units of the sentences in run (B',); those alive that are decided leave."""
-        if self.config.halting is None:
+        """4. The units of the sentences in run (B',) speak; those alive that are decided leave."""
+        if not self.halting:
             return
         ran, left = self.alive[run], self.config.num_hidden_layers - layer - 1
         if len(ran):
-            _, y, h, _ = dact.unit_forward(self.s[ran], self.params, unit_name(layer), self.calc)
+            name = dact.unit_name(layer)
+            _, y, h, _ = dact.unit_forward(self.s[ran], self.params, name, self.calc)
             self.y[layer, ran], self.h[layer, ran] = y, h
             a, self.p[ran] = dact.accumulate_step(self.a[ran], self.p[ran], y, h)
-            self.a[ran] = a if self.rule == "dact" else y
-            self.so_far[ran, layer] = self.a[ran]
-        if self.rule == "dact":
-            # those that left the layer out too: there is one layer less to change their answer
-            a, p = self.a[self.alive], self.p[self.alive]
-            margins = dact.margin(a, p, left, self.knobs.bound)
-            self.doubts[ran, layer], self.margins[ran, layer] = p[run], margins[run]
-            going = ~dact.halts(margins, dact.lead(a), self.knobs.slack)
-        else:
-            rule, said = exits.RULES[self.rule], (slice(layer + 1), self.alive)
-            at = rule.usual if self.knobs.at is None else self.knobs.at
-            going = ~rule.stop(self.y[said], self.h[said], at)
-        if "halting" in self.knobs.use and not going.all():
+            self.a[ran] = self.so_far[ran, layer] = a if self.rule.averages else y
+            self.asked["halting"][ran] += 1
+        a, p, margin = self.a[self.alive], self.p[self.alive], None
+        if self.rule.averages:
+            # of those that left the layer out, too: there is one less to change their answer
+            margin = dact.margin(a, p, left, self.knobs.bound)
+            self.doubts[ran, layer], self.margins[ran, layer] = p[run], margin[run]
+        if "halting" not in self.knobs.use:
+            return
+        said = (slice(layer + 1), self.alive)
+        at = getattr(self.knobs, self.rule.set_by)
+        now = exits.Known(self.y[said], self.h[said], a, margin)
+        going = ~self.rule.stop(now, self.rule.knob.usual if at is None else at)
+        if not going.all():
             rows, self.offsets = ragged.select(self.offsets, going)
             self._take(rows)
             self.alive = self.alive[going]
 
     def answers(self) -> Answers:
         config, answer = self.config, self.a
-        if config.halting is None:
+        if has_classifier(config):
             s = self._summary()
             answer, _ = bert.classifier_forward(self.params, config, s, self.calc)
             if config.problem_type != "regression":
                 answer, _ = self.calc.softmax_forward(answer)
         return Answers(
-            answer, self.tokens > 0, self.tokens, self.stayed,
-            macs(config, self.tokens, self.asked), full_macs(config, self.all_lengths),
+            answer, self.lengths > 0, self.lengths, self.stayed,
+            macs(config, self.lengths, self.asked), full_macs(config, self.all_lengths),
             self.so_far, self.doubts, self.margins,
         )  # fmt: skip
-
-    def _lengths(self):
-        return ragged.lengths(self.offsets)
 
     def _take(self, rows):
         self.x, self.token, self.received = self.x[rows], self.token[rows], self.received[rows]
 
     def _summary(self):
-        """(B', C): [CLS] rows, or means of the rows as config.tokens.pool counts them."""
-        config = self.config
-        s, _ = bert.summary_forward(self.x, self.offsets, config.summary, self.calc)
-        if (
-            config.summary == "cls"
-            or "tokens" not in self.knobs.use
-            or config.tokens.pool == "left"
-        ):
+        """(B', C): [CLS] rows, or means of the rows as the token gates' `pool` counts them."""
+        kind = self.config.summary
+        s, _ = bert.summary_forward(self.x, self.offsets, kind, self.calc)
+        if kind != "mean" or not self.tokens or token_gates.counts_what_is_left(self.tokens.pool):
             return s
-        n, whole = self._lengths()[:, None], self.all_lengths[self.alive][:, None]
-        dropped = self.dropped[self.alive]
-        return (s * n.astype(s.dtype) + dropped) / whole.astype(s.dtype)
+        n, whole = ragged.lengths(self.offsets)[:, None], self.all_lengths[self.alive][:, None]
+        return (s * n.astype(s.dtype) + self.dropped[self.alive]) / whole.astype(s.dtype)

@@ -7,18 +7,15 @@ import shutil
 import sys
 from collections.abc import Iterator
 from itertools import count, islice
+from typing import Any
 
 import numba
 
-from .config import MECHANISMS
 from .errors import InputError, run_command
-from .exits import RULES
-from .jit import is_compiled
-from .predict import Model, Prediction
+from .fast.jit import is_compiled
+from .model import Model, Prediction
+from .options import add_model_options, how_to_answer
 from .show import terminal
-
-# options that Model takes as they are
-KNOBS = ("slack", "bound", "threshold", "keep", "rule", "at", "budget")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,49 +28,17 @@ def parser() -> argparse.ArgumentParser:
     add("--pair", help="a second text, for tasks on two")
     add("--json", action="store_true", help="one JSON object per text")
     add("--trace", action="store_true", help="show what every layer did")
-    add("--batch-size", type=int, default=32, help="texts per batch with - (default 32)")
     add_model_options(p)
     return p
 
 
-def add_model_options(p: argparse.ArgumentParser) -> None:
-    """The options that say which model, and what of it is adaptive: shared with evaluate."""
-    add = p.add_argument
-    add(
-        "--model", help="a directory, a hub id, or a name in weights/ (default: the one that ships)"
-    )
-    add("--full", action="store_true", help="nothing adaptive: every layer runs")
-    add("--use", help=f"mechanisms to switch on, by commas: {', '.join(MECHANISMS)} (default: all)")
-    add("--slack", type=float, default=0.0, help="0 (default): halt only when the answer cannot "
-        "change; more halts earlier, 1 after the first layer; 0.5 or so is useful")  # fmt: skip
-    add("--bound", choices=("tight", "paper"), default="tight", help="which exact bound to halt by")
-    add("--threshold", type=float, default=0.5, help="planning: a layer is included if its gate is "
-        "at least this (default 0.5); more leaves out more layers")  # fmt: skip
-    add("--keep", type=float, default=1.0, help="token gates: more than 1 (default) keeps more "
-        "tokens, less keeps fewer")  # fmt: skip
-    add("--budget", type=float, help="instead of all these: the share of the full multiply-adds to "
-        "spend at most, on average, such as 0.5")  # fmt: skip
-    add(
-        "--rule",
-        choices=RULES,
-        help="halt by a neighbour's rule instead, for comparison; with --use halting",
-    )
-    add("--at", type=float, help="that rule's knob (exits.py)")
-
-
-def load_model(options) -> tuple[Model, dict]:
-    """The model, its kernels compiled, and the keyword arguments for calling it."""
-    if options.full and options.use:
-        raise InputError("--full switches everything off, and --use something on: choose one")
-    model = Model.from_pretrained(options.model)
-    use = () if options.full else None
-    if options.use is not None:
-        use = [name.strip() for name in options.use.split(",") if name.strip()]
-    if not is_compiled("inference._layer"):
+def load_model(name: str | None, how: dict[str, Any]) -> Model:
+    """The model, its kernels compiled for answers such as those asked for."""
+    model = Model.from_pretrained(name)
+    model.knobs(**how)  # what cannot be is said before anything is compiled
+    if not is_compiled("packed._layer"):
         note = "compiling kernels; this happens once and takes some seconds ..."
         print(note, file=sys.stderr, flush=True)
-    how = {key: getattr(options, key) for key in KNOBS}
-    how["use"] = use if options.budget is not None else model.knobs(use, **how).use
     model("warm", **how)  # compiles, touches the weights
     if numba.threading_layer() == "workqueue":
         print(
@@ -81,15 +46,16 @@ def load_model(options) -> tuple[Model, dict]:
             "without them, which short texts feel; installing libgomp (or tbb) mends it",
             file=sys.stderr,
         )
-    return model, how
+    return model
 
 
 def main() -> None:
     options = parser().parse_args()
     if options.text == "-" and options.pair is not None:
         raise InputError("--pair goes with one text, not with texts from standard input")
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    model, how = load_model(options)
+    how = how_to_answer(options)
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    model = load_model(options.model, how)
     if options.text != "-":
         show(model(options.text, options.pair, **how), options)
         return
@@ -107,8 +73,6 @@ def main() -> None:
 
 
 def batched(lines: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
-    if size < 1:
-        raise InputError(f"--batch-size is {size}; it must be at least 1")
     while batch := list(islice(lines, size)):
         yield batch
 

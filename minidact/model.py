@@ -1,57 +1,289 @@
-"""What a whole model consists of: the network and the mechanisms that its config names.
+"""Texts in, answers out: `Model` and `Prediction`, what most users of the package need."""
 
-The two passes through it are in soft.py (training) and hard.py (inference).
-"""
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from . import bert, dact, kernels, ops, planning, token_gates
+from . import checkpoint, data, show
 from .config import Config
+from .errors import InputError
+from .fast import kernels
+from .fast.packed import Encoder
+from .hard import Answers, Knobs, check_knobs, hard_forward
+from .mechanisms import KNOBS, MECHANISMS
+from .mechanisms.record import Knob
+from .network import Network, calculus
+
+# a pass uses all cores already, and two at once crash Numba's simplest threads
+ONE_AT_A_TIME = threading.Lock()
+BATCH_SIZE = Knob(32, "texts per batch", 1, 1_000_000)
+BUDGET = Knob(
+    None, "instead of all other knobs: the share of the full multiply-adds to spend at most, on "
+    "average, such as 0.5", most=1000,
+)  # fmt: skip
+
+F = TypeVar("F", bound=Callable)
 
 
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Every parameter that a model of this config has, and its shape."""
-    table, size, layers = bert.shapes(config), config.hidden_size, config.num_hidden_layers
-    if config.halting is None:
-        table |= bert.classifier_shapes(config)
-    else:
-        unit = (config.halting.trunk_size, config.num_labels, config.halting.sees_confidence)
-        for layer in range(layers):
-            table |= dact.shapes(unit_name(layer), size, *unit)
-    if config.planning is not None:
-        planner, width = config.planning.planner, config.planning.width
-        for name in planning.names(planner, layers):
-            table |= planning.shapes(name, size, width, layers - 1 if planner == "path" else 1)
-    if config.tokens is not None:
-        table |= token_gates.shapes(layers, config.tokens.bins)
-    return table
+def explained(function: F) -> F:
+    """Adds every knob to a function's signature and docstring, for help() and completion."""
+    signature, kind = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
+    own = [p for p in signature.parameters.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
+    knobs = [inspect.Parameter(name, kind, default=k.usual) for name, k in KNOBS.items()]
+    function.__signature__ = signature.replace(parameters=own + knobs)  # type: ignore[attr-defined]
+    lines = [f"{name} (default {knob.usual}): {knob.help}" for name, knob in KNOBS.items()]
+    about = f"budget (default None): {BUDGET.help}"
+    function.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", *lines, about])
+    return function
 
 
-def init_params(
-    config: Config,
-    rng: np.random.Generator,
-    dtype=np.float32,
-    halting_bias: float = dact.HALTING_BIAS,
-) -> dict:
-    """Random parameters for every name in shapes(config); all gates open, or nearly so."""
-    params = bert.init_params(shapes(config), rng, dtype)
-    for name, array in params.items():
-        if name.endswith(".halting.bias"):
-            array[:] = halting_bias
-        elif name.endswith(".trunk.weight"):  # a ReLU layer of its own: He's scale, not BERT's
-            array *= np.sqrt(2 / array.shape[1]) / 0.02
-        elif name.startswith("planning.") and name.endswith(".gate.bias"):
-            array[:] = planning.GATE_BIAS
-        elif name == token_gates.NAME:
-            array[:] = 1
-    return params
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one text, and what it cost.
+
+    probs: probability of every label (regression: the predicted number under the only label).
+    score: the label's probability. layers_run: indices of the layers executed, from 0.
+    tokens: word pieces, [CLS] and [SEP] included; tokens_per_layer: for each layer executed.
+    macs, macs_full: multiply-adds executed, and with no mechanism in use. ms: wall-clock time, of a
+    batch divided by its texts. truncated: the text was longer than the model reads, and was cut.
+    steps: what halting saw after each layer executed: (answer so far {label: float}, doubt p,
+    margin), see dact.py; by a neighbour's rule (exits.py) the layer's own answer, None and None;
+    empty for a model without halting.
+    pieces: the word pieces; stayed: for each, the first layer (from 0) that token gates dropped it
+    before, num_layers if none did.
+    """
+
+    text: str
+    text_pair: str | None
+    label: str
+    score: float
+    probs: dict[str, float]
+    num_layers: int
+    layers_run: list[int]
+    tokens: int
+    tokens_per_layer: list[int]
+    macs: int
+    macs_full: int
+    ms: float
+    truncated: bool
+    pieces: list[str] = field(repr=False)
+    stayed: list[int] = field(repr=False)
+    steps: list[tuple[dict[str, float], float | None, float | None]] = field(repr=False)
+
+    def to_dict(self) -> dict:
+        """What `infer --json` prints."""
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("pieces", "stayed", "steps")
+        }
+
+    def __str__(self) -> str:
+        cut = ", text cut to the model's limit" if self.truncated else ""
+        return (
+            f"{self.label}  {self.score:.3f}  {len(self.layers_run)} of {self.num_layers} layers, "
+            f"{self.macs / self.macs_full:.0%} of the multiply-adds, {self.ms:.1f} ms{cut}"
+        )
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return show.html(self)
 
 
-def calculus(params: dict, reference: bool = False):
-    """The module to compute with: kernels for float32, the NumPy reference for all else."""
-    dtype = next(iter(params.values())).dtype
-    return kernels if dtype == np.float32 and not reference else ops
+class Model:
+    """A BERT classifier and the mechanisms it carries.
+
+    >>> model = Model.from_pretrained()               # the one that ships in weights/
+    >>> model("a gripping, funny, humane film").label
+    'positive'
+
+    config says what it is, params holds its arrays by name, tokenizer cuts texts into word pieces.
+    """
+
+    def __init__(
+        self, config: Config, params: dict, tokenizer: Tokenizer, reference: bool = False
+    ) -> None:
+        """params: as network.shapes(config) lists them. reference: NumPy only, no Numba."""
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+        calc = calculus(params, reference)
+        self._net = Network(params, config, calc)
+        self._encoder = Encoder(params, config) if calc is kernels else None
+
+    @staticmethod
+    def from_pretrained(
+        name: str | os.PathLike[str] | None = None, reference: bool = False
+    ) -> Model:
+        """name: a directory, a hub id, a name in weights/, or None for the model that ships."""
+        return Model(*checkpoint.load(name), reference=reference)
+
+    def save_pretrained(self, directory: str | os.PathLike[str], dtype: Any = np.float32) -> None:
+        """Writes config.json, model.safetensors (float32 or float16) and tokenizer.json."""
+        checkpoint.save(directory, self.config, self.params, self.tokenizer, dtype)
+
+    @explained
+    def knobs(
+        self,
+        use: str | Iterable[str] | None = None,
+        *,
+        budget: float | None = None,
+        **given: Any,
+    ) -> Knobs:
+        """The knobs, checked; use: None stands for all that the model carries.
+
+        Raises InputError for what cannot be.
+        """
+        if budget is not None:
+            moved = [name for name, value in given.items() if value != KNOBS[name].usual]
+            if use is not None or moved:
+                raise InputError("a budget chooses the other knobs: give it alone")
+            return self.knobs(**self._affordable(budget))
+        use = self.config.mechanisms if use is None else [use] if isinstance(use, str) else use
+        knobs = Knobs(tuple(use), **given)
+        check_knobs(self.config, knobs)
+        return knobs
+
+    def _affordable(self, budget: float) -> dict[str, Any]:
+        """The knobs that were measured to spend at most that share of the multiply-adds."""
+        if wrong := BUDGET.misfit(budget):
+            raise InputError(f"budget is {budget!r}{wrong}")
+        budgets = self.config.budgets
+        if not budgets:
+            raise InputError(
+                "the model's config.json has no budgets: evaluate --sweep --calibrate makes them"
+            )
+        within = [entry for entry in budgets if entry["macs_fraction"] <= budget]
+        if not within:
+            least = min(entry["macs_fraction"] for entry in budgets)
+            raise InputError(f"budget is {budget}; the least that the model can do with is {least}")
+        return max(within, key=lambda entry: entry["macs_fraction"])["knobs"]
+
+    # a str is an Iterable[str], too: the first signature that fits counts
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        texts: str,
+        text_pairs: str | None = None,
+        *,
+        batch_size: int = 32,
+        use: str | Iterable[str] | None = None,
+        budget: float | None = None,
+        **knobs: Any,
+    ) -> Prediction: ...
+
+    @overload
+    def __call__(
+        self,
+        texts: Iterable[str],
+        text_pairs: Iterable[str] | None = None,
+        *,
+        batch_size: int = 32,
+        use: str | Iterable[str] | None = None,
+        budget: float | None = None,
+        **knobs: Any,
+    ) -> list[Prediction]: ...
+
+    @explained
+    def __call__(
+        self,
+        texts: str | Iterable[str],
+        text_pairs: str | Iterable[str] | None = None,
+        *,
+        batch_size: int = BATCH_SIZE.usual,
+        use: str | Iterable[str] | None = None,
+        budget: float | None = None,
+        **knobs: Any,
+    ) -> Prediction | list[Prediction]:
+        """One text -> a Prediction; any number of them -> a list of Predictions, in order.
+
+        text_pairs: for tasks on two texts, the second ones. batch_size: texts that are worked on
+        together. use: the mechanisms to switch on (default: all; () for plain BERT). Raises
+        InputError for what cannot be answered. The knobs:
+        """
+        single = isinstance(texts, str)
+        firsts, seconds = _texts(texts, "text"), None
+        if text_pairs is not None:
+            seconds = _texts(text_pairs, "second text")
+            if len(seconds) != len(firsts):
+                raise InputError(f"{len(firsts)} texts, but {len(seconds)} second texts")
+        if wrong := BATCH_SIZE.misfit(batch_size):
+            raise InputError(f"batch_size is {batch_size!r}{wrong}")
+        chosen, out = self.knobs(use, budget=budget, **knobs), []
+        for start in range(0, len(firsts), batch_size):
+            part = slice(start, start + batch_size)
+            out += self._answer(firsts[part], seconds and seconds[part], chosen)
+        return out[0] if single else out
+
+    def _answer(self, texts: list[str], pairs: list[str] | None, knobs: Knobs) -> list[Prediction]:
+        """One batch."""
+        begin, row, out = time.perf_counter(), 0, []
+        sentences = data.encode(self.tokenizer, texts, pairs)
+        answers = self.run(sentences, knobs)
+        ms = (time.perf_counter() - begin) * 1e3 / len(sentences)
+        for i, sentence in enumerate(sentences):
+            stayed = answers.stayed[row : row + len(sentence.ids)].tolist()
+            about = (texts[i], pairs[i] if pairs else None, sentence, stayed)
+            out.append(self._prediction(*about, answers, i, ms))
+            row += len(sentence.ids)
+        return out
+
+    def run(self, sentences: Sequence[data.Encoded], knobs: Knobs) -> Answers:
+        """The hard pass on encoded texts, as one batch, in arrays."""
+        batch = data.to_batch(sentences)
+        with ONE_AT_A_TIME, np.errstate(all="ignore"):  # what overflows is found below
+            answers = hard_forward(self._net, batch, knobs, self._encoder)
+        if not np.isfinite(answers.probs).all():
+            raise InputError("the model's weights are so large that its answer is not a number")
+        return answers
+
+    def _prediction(self, text, pair, sentence, stayed, answers: Answers, i, ms) -> Prediction:
+        labels, ran = self.config.id2label, np.flatnonzero(answers.layers_run[i])
+        best = int(answers.probs[i].argmax())
+
+        def named(values) -> dict[str, float]:
+            return {label: float(value) for label, value in zip(labels, values, strict=True)}
+
+        def known(value) -> float | None:
+            return None if np.isnan(value) else float(value)
+
+        seen = zip(answers.so_far[i], answers.doubts[i], answers.margins[i], strict=True)
+        steps = [(named(answer), known(p), known(margin)) for answer, p, margin in seen]
+        speaks = any(MECHANISMS[name].answers for name in self.config.mechanisms)
+        return Prediction(
+            text=text,
+            text_pair=pair,
+            label=labels[best],
+            score=float(answers.probs[i, best]),
+            probs=named(answers.probs[i]),
+            num_layers=self.config.num_hidden_layers,
+            layers_run=ran.tolist(),
+            tokens=len(sentence.ids),
+            tokens_per_layer=answers.lengths[i, ran].tolist(),
+            macs=int(answers.macs[i]),
+            macs_full=int(answers.macs_full[i]),
+            ms=ms,
+            truncated=sentence.truncated,
+            pieces=sentence.tokens,
+            stayed=stayed,
+            steps=[steps[n] for n in ran] if speaks else [],
+        )
 
 
-def unit_name(layer: int) -> str:
-    return f"dact.layer.{layer}"
+def _texts(given: Any, name: str) -> list[str]:
+    """A text, or any iterable of texts, as a list; name: what an error calls one of them."""
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        kind = type(given).__name__
+        raise InputError(f"{name}s is of type {kind}, neither a str nor a list of them")
+    texts = [given] if isinstance(given, str) else list(given)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"{name} {i} is of type {type(text).__name__}, not str")
+    return texts

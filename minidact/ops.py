@@ -158,17 +158,29 @@ def log_softmax(x):
 
 
 def cross_entropy_forward(logits, labels):
-    """logits (B, Y), labels (B,) int -> mean over sentences of -log softmax(logits)[label]."""
+    """logits (B, Y), labels (B,) int -> -log softmax(logits)[label] of each sentence, (B,)."""
     log_probs = log_softmax(logits)
-    picked = log_probs[np.arange(len(labels)), labels]
-    return -picked.mean(), (np.exp(log_probs), labels)
+    return -log_probs[np.arange(len(labels)), labels], (np.exp(log_probs), labels)
 
 
-def cross_entropy_backward(dloss, cache):
+def cross_entropy_backward(dlosses, cache):
+    """dlosses (B,) -> dlogits (B, Y)."""
     probs, labels = cache
     dlogits = probs.copy()
     dlogits[np.arange(len(labels)), labels] -= 1
-    return dlogits * (dloss / len(labels))
+    return dlogits * dlosses[:, None]
+
+
+def squared_error_forward(values, targets):
+    """values (B, 1), targets (B,) -> (value - target)^2 of each sentence, (B,)."""
+    difference = values[:, 0] - targets.astype(values.dtype)
+    return difference * difference, difference
+
+
+def squared_error_backward(dlosses, cache):
+    """dlosses (B,) -> dvalues (B, 1)."""
+    difference = cache
+    return (2 * difference * dlosses)[:, None]
 
 
 # ---------------------------------------------------------------------------- ragged
@@ -313,7 +325,7 @@ def _rows(x):
 
 
 def sum_of_squares(x):
-    """Of all elements."""
+    """The sum of the squares of all elements, a float."""
     return float(np.einsum("i,i", x.reshape(-1), x.reshape(-1)))
 
 

@@ -4,6 +4,10 @@ import math
 
 import numpy as np
 
+from .errors import known
+
+SCHEDULES = ("linear", "constant")
+
 
 def zero_moments(params: dict) -> tuple[dict, dict]:
     """AdamW's two moments, at zero."""
@@ -61,8 +65,10 @@ def move_average(average: dict, params: dict, decay: float) -> None:
 def schedule(step: int, total: int, warmup: float = 0.1, kind: str = "linear") -> float:
     """Share of the peak learning rate at step 0..total-1: up over warmup * total steps, then down.
 
-    kind "linear": down to 0 at the end; "constant": stays (after the same warm-up).
+    kind "linear": down to 0 at the end; "constant": stays (after the same warm-up). Raises
+    InputError for another kind.
     """
+    known("schedule", kind, SCHEDULES)
     rising = warmup * total
     if step < rising:
         return (step + 1) / (rising + 1)

@@ -46,3 +46,31 @@ def run(module: str, *args, stdin=None, env=None, cwd=ROOT):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+WORDS = ["good", "bad", "film", "the", "!", "."]
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory):
+    """Is there a "good" in the sentence? Easy, but not from one word's place."""
+    directory, rng = tmp_path_factory.mktemp("task"), np.random.default_rng(0)
+    for name, count in (("train", 200), ("dev", 60)):
+        rows = []
+        for _ in range(count):
+            words = rng.choice(WORDS[1:], rng.integers(1, 8)).tolist()
+            if rng.random() < 0.5:
+                words[rng.integers(len(words))] = "good"
+            rows.append(f"{' '.join(words)}\t{'yes' if 'good' in words else 'no'}")
+        (directory / f"{name}.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    return directory
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of tiny/ to damage."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for file in ("config.json", "model.safetensors", "vocab.txt"):
+        (directory / file).write_bytes((TINY / file).read_bytes())
+    return directory

@@ -13,9 +13,8 @@ import sys
 
 import pytest
 from conftest import FIXTURES, ROOT, TINY
+from damage import BAD, BROKEN
 from safetensors.numpy import load_file, save_file
-from test_checkpoint import BROKEN, copy  # noqa: F401  copy is a fixture
-from test_data import BAD
 
 from minidact import InputError, Model, checkpoint
 from minidact.errors import run_command
@@ -45,7 +44,7 @@ def refused(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("damage", "sentence"), BROKEN, ids=lambda v: getattr(v, "__name__", ""))
-def test_broken_models(damage, sentence, copy, refused, tmp_path):  # noqa: F811
+def test_broken_models(damage, sentence, copy, refused, tmp_path):
     damage(copy)
     refused(sentence, "infer", "--model", copy, "a text")
     refused(sentence, "evaluate", "--model", copy, "--data", REVIEWS)
@@ -72,7 +71,7 @@ def test_labels_that_the_model_does_not_know(refused, tmp_path):
     refused("new.tsv, line 3: unknown label 'maybe'", "evaluate", "--data", tmp_path / "new.tsv")
 
 
-def test_ids_that_the_model_has_no_row_for(copy, refused):  # noqa: F811
+def test_ids_that_the_model_has_no_row_for(copy, refused):
     """Not of words, which are checked when it is read, but added: [SEP], or a second segment."""
     raw = json.loads(checkpoint.read_tokenizer(copy, checkpoint.read_config(copy)).to_str())
     raw["post_processor"]["sep"][1] = 10**9
@@ -88,7 +87,7 @@ def test_ids_that_the_model_has_no_row_for(copy, refused):  # noqa: F811
     refused("segments up to 1, but", "infer", "--model", copy, "--pair", "another", "a text")
 
 
-def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):  # noqa: F811
+def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):
     """Of model.safetensors: valid, but it is not what config.json says, or it ends too early."""
     size, whole = 256 * 2**20, tmp_path / "whole"
     entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}

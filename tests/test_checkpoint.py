@@ -7,10 +7,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from conftest import TINY, run
+from damage import BROKEN, edit_tensors
 from safetensors.numpy import load_file, save_file
 
-from minidact import InputError, Model, checkpoint, model
-from minidact.config import Config, Halting
+from minidact import InputError, Model, checkpoint, files, network
+from minidact.config import Config
+from minidact.mechanisms.exits import Halting
 
 TEXTS = ["the good film!", "bad."]
 
@@ -18,26 +20,6 @@ TEXTS = ["the good film!", "bad."]
 @pytest.fixture(scope="module")
 def tiny():
     return Model.from_pretrained(TINY)
-
-
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of tiny/ to damage, and functions to rewrite its parts."""
-    directory = tmp_path / "model"
-    directory.mkdir()
-    for file in ("config.json", "model.safetensors", "vocab.txt"):
-        (directory / file).write_bytes((TINY / file).read_bytes())
-    return directory
-
-
-def edit_config(directory, **changes):
-    raw = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(raw | changes))
-
-
-def edit_tensors(directory, function):
-    file = directory / "model.safetensors"
-    save_file(function(load_file(file)), file)
 
 
 def same_answers(a: Model, b: Model, tolerance=0.0):
@@ -121,10 +103,10 @@ def test_what_is_saved_is_what_was_there(dtype, halting, tiny, tmp_path, rng):
     config = Config(
         vocab_size=63, hidden_size=12, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=8, max_position_embeddings=24, id2label=("no", "yes"), summary="mean",
-        halting=halting, extra={"initializer_range": 0.02},
+        mechanisms={"halting": halting} if halting else {}, extra={"initializer_range": 0.02},
     )  # fmt: skip
     params = {
-        n: p.astype(dtype).astype(np.float32) for n, p in model.init_params(config, rng).items()
+        n: p.astype(dtype).astype(np.float32) for n, p in network.init_params(config, rng).items()
     }
     saved = Model(config, params, tiny.tokenizer)
     saved.save_pretrained(tmp_path, dtype)
@@ -231,141 +213,6 @@ def test_no_hub_at_all(hub):
 # ---------------------------------------------------------------------------- broken
 
 
-def truncated(directory):
-    file = directory / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def lying_header(directory):
-    file = directory / "model.safetensors"
-    file.write_bytes((2**62).to_bytes(8, "little") + file.read_bytes()[8:])
-
-
-def no_tensors(directory):
-    (directory / "model.safetensors").unlink()
-
-
-def pickle_only(directory):
-    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
-
-
-def missing(directory):
-    edit_tensors(
-        directory, lambda t: {n: a for n, a in t.items() if "layer.1.output.dense" not in n}
-    )
-
-
-def no_classifier(directory):
-    edit_tensors(directory, lambda t: {n: a for n, a in t.items() if n.startswith("bert.")})
-
-
-def unexpected(directory):
-    edit_tensors(directory, lambda t: t | {"bert.encoder.layer.7.odd": np.ones(2, np.float32)})
-
-
-def misshapen(directory):
-    edit_tensors(directory, lambda t: t | {"classifier.bias": np.ones(5, np.float32)})
-
-
-def not_a_number(directory):
-    edit_tensors(directory, lambda t: t | {"classifier.bias": np.full(3, np.nan, np.float32)})
-
-
-def infinite(directory):
-    edit_tensors(directory, lambda t: t | {"classifier.bias": np.full(3, np.inf, np.float32)})
-
-
-def integers(directory):
-    edit_tensors(directory, lambda t: t | {"classifier.bias": np.ones(3, np.int32)})
-
-
-def no_config(directory):
-    (directory / "config.json").unlink()
-
-
-def bad_json(directory):
-    (directory / "config.json").write_text('{"hidden_size": ')
-
-
-def a_list(directory):
-    (directory / "config.json").write_text("[]")
-
-
-def no_tokenizer(directory):
-    (directory / "vocab.txt").unlink()
-
-
-def bad_tokenizer(directory):
-    (directory / "tokenizer.json").write_text("{}")
-
-
-def poor_vocabulary(directory):
-    (directory / "vocab.txt").write_text("a\nb\n")
-
-
-def rich_vocabulary(directory):
-    with open(directory / "vocab.txt", "a") as file:
-        file.write("".join(f"word{i}\n" for i in range(50)))
-
-
-def bare_tokenizer(directory):
-    """It adds no [CLS] and [SEP], so an empty text would have no tokens at all."""
-    whole = checkpoint.read_tokenizer(directory, checkpoint.read_config(directory))
-    raw = json.loads(whole.to_str())
-    (directory / "tokenizer.json").write_text(json.dumps(raw | {"post_processor": None}))
-
-
-def config(**changes):
-    def change(directory):
-        edit_config(directory, **changes)
-
-    change.__name__ = "config " + " ".join(changes)
-    return change
-
-
-BROKEN = [
-    (truncated, "damaged or not a safetensors file"),
-    (lying_header, "damaged or not a safetensors file"),
-    (no_tensors, "no model.safetensors"),
-    (pickle_only, "pickles, are never read"),
-    (missing, "lacks bert.encoder.layer.1.output.dense.bias"),
-    (no_classifier, "fine-tune it first"),
-    (unexpected, "bert.encoder.layer.7.odd"),
-    (misshapen, "tensor classifier.bias has shape (5,), config.json wants (3,)"),
-    (not_a_number, "tensor classifier.bias holds NaN or infinity"),
-    (infinite, "tensor classifier.bias holds NaN or infinity"),
-    (integers, "classifier.bias is of type I32"),
-    (no_config, "no config.json"),
-    (bad_json, "not readable as JSON"),
-    (a_list, "does not hold a JSON object"),
-    (no_tokenizer, "neither tokenizer.json nor vocab.txt"),
-    (bad_tokenizer, "the tokenizer in"),
-    (bare_tokenizer, "adds no [CLS] and [SEP]"),
-    (poor_vocabulary, "lacks [UNK], [CLS], [SEP]"),
-    (rich_vocabulary, "ids up to 112"),
-    (config(model_type="roberta"), "'roberta' model, not 'bert'"),
-    (config(hidden_act="relu"), "only 'gelu'"),
-    (config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
-    (config(hidden_size="36"), "hidden_size is '36'"),
-    (config(num_attention_heads=5), "not a multiple"),
-    (config(id2label={"0": "a", "5": "b"}), "id2label"),
-    (config(id2label=7), "id2label"),
-    (config(position_embedding_type="relative_key"), "relative positions"),
-    (config(minidact={"halting": {"trunk_size": 0}}), "trunk_size is 0"),
-    (config(minidact={"planning": {"planner": "tree"}}), "planner is 'tree', not one of steps"),
-    (config(minidact={"tokens": {"bins": 10**9}}), "bins is 1000000000, not a whole number in"),
-    (config(minidact={"tokens": {"rank": 3}}), "minidact.tokens may hold bins, ranks, pool only"),
-    (
-        config(minidact={"budgets": [{"macs_fraction": "much", "knobs": {}}]}),
-        "budgets is not a list",
-    ),
-    (config(minidact={"summary": "max"}), "summary is 'max'"),
-    (config(minidact={"halting": {}}), "lacks dact.layer.0"),
-    (config(problem_type="regression"), "3 labels do not fit a regression"),
-    (config(is_decoder=True), "only encoders"),
-]
-
-
 @pytest.mark.parametrize(("damage", "sentence"), BROKEN, ids=lambda v: getattr(v, "__name__", ""))
 def test_broken_models_are_named(damage, sentence, copy):
     damage(copy)
@@ -382,14 +229,14 @@ def test_what_float16_cannot_hold_is_not_saved(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backbone_keeps_its_pooler_but_not_its_classifier(copy, tiny):
-    _, params, _ = checkpoint.load_backbone(copy)
-    assert np.array_equal(
-        params["bert.pooler.dense.weight"], tiny.params["bert.pooler.dense.weight"]
-    )
-    assert "classifier.weight" not in params
+def test_a_backbone_keeps_its_pooler_and_its_classifier_if_that_is_wanted(copy, tiny):
+    pooler, classifier = "bert.pooler.dense.weight", "classifier.weight"
+    for heads in (True, False):
+        params = checkpoint.read_backbone(copy, tiny.config, heads)
+        assert np.array_equal(params[pooler], tiny.params[pooler])
+        assert (classifier in params) == heads
     edit_tensors(copy, lambda t: {n: a for n, a in t.items() if "pooler" not in n})
-    assert "bert.pooler.dense.weight" not in checkpoint.load_backbone(copy)[1]
+    assert pooler not in checkpoint.read_backbone(copy, tiny.config, True)
 
 
 def test_names_that_lead_nowhere():
@@ -400,9 +247,9 @@ def test_names_that_lead_nowhere():
 
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     file = tmp_path / "x"
-    checkpoint.write_file(file, b"old")
+    files.write_file(file, b"old")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(InputError, match="No space left"):
-        checkpoint.write_file(file, b"new")
+        files.write_file(file, b"new")
     assert file.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import TINY
+from damage import BAD
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,26 +85,6 @@ def test_layouts(name, tmp_path):
     examples = data.read_examples(tmp_path / name)
     assert list(examples[:4]) == expected
     assert len(examples.lines) == len(examples.texts)
-
-
-BAD = {
-    "rows.tsv": (b"sentence\tlabel\na\t1\nb\n", "line 3: 1 columns, the header has 2"),
-    "more.csv": (b'text,label\n"a\nb",1\nc,1,2\n', "line 4: 3 columns"),
-    "utf8.tsv": (b"sentence\tlabel\na\t1\n\xff\xfe\t0\n", "line 3: not valid UTF-8"),
-    "empty.tsv": (b"", "is empty"),
-    "blank.jsonl": (b"\n\n", "is empty"),
-    "header.tsv": (b"sentence\tlabel\n", "a header but no rows"),
-    "quote.csv": (b'text,label\na,1\n"b,0\nc,1\n', "line 3: unexpected end of data"),
-    "tabs.tsv": (b"text\tlabel\na\t1\n\t\t\n", "line 3: 3 columns"),
-    "names.tsv": (b"foo\tbar\n1\t2\n", "needs a text (or sentence) and a label"),
-    "nolabel.tsv": (b"text\tlabel\na\t\n", "line 2: the label is empty"),
-    "broken.jsonl": (b'{"text": "a", "label": 1}\n{"text": \n', "line 2: not JSON"),
-    "list.jsonl": (b"[1, 2]\n", "line 1: not a JSON object"),
-    "keys.jsonl": (b'{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: its keys differ"),
-    "null.jsonl": (b'{"text": null, "label": 1}\n', "line 1: text is neither"),
-    "deep.jsonl": (b'{"text": ' + b"[" * 100_000, "line 1: not JSON"),
-    "file.xlsx": (b"x", "must end in .tsv, .csv or .jsonl"),
-}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -17,7 +17,7 @@ import time
 
 import pytest
 from conftest import ROOT, run
-from test_train import arguments, same, task, weights  # noqa: F401  task is a fixture
+from training import arguments, same, weights
 
 LONG = pytest.mark.long
 
@@ -32,7 +32,7 @@ def start(module, *args, **options):
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=LONG)])
-def test_killed_at_random_it_goes_on_to_the_same_bits(kills, task, tmp_path):  # noqa: F811
+def test_killed_at_random_it_goes_on_to_the_same_bits(kills, task, tmp_path):
     options = {"use": "halting,tokens", "epochs": 60 + 12 * kills, "save-every": 5, "average": 0.9}
     begin = time.perf_counter()
     whole = run("train", *arguments(task, tmp_path / "whole", **options))
@@ -55,7 +55,7 @@ def test_killed_at_random_it_goes_on_to_the_same_bits(kills, task, tmp_path):  #
     print(f"\n{survived} kills survived: the same weights, bit for bit")
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(task, tmp_path):  # noqa: F811
+def test_a_full_disk_leaves_the_checkpoint_before(task, tmp_path):
     """A limit on the size of files stands for the disk, lowered once a checkpoint is there."""
     out = tmp_path / "out"
     state = out / "training.safetensors"
@@ -78,7 +78,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(task, tmp_path):  # noqa: F811
     assert process.returncode == 130
 
 
-def test_two_runs_into_one_directory_refuse_each_other(task, tmp_path):  # noqa: F811
+def test_two_runs_into_one_directory_refuse_each_other(task, tmp_path):
     out = tmp_path / "out"
     first = start("train", *arguments(task, out, epochs=4000), stdout=subprocess.PIPE)
     assert "examples" in first.stdout.readline()

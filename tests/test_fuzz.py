@@ -18,8 +18,8 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidact import InputError, Model, checkpoint, data, model
-from minidact.config import Halting, Planning, Tokens
+from minidact import InputError, Model, checkpoint, data, network
+from minidact.mechanisms import MECHANISMS
 
 TEXT = "the good film!"
 SECONDS, GROWTH = 5.0, 32 * 2**20  # of one case; bytes beyond the most that was held before
@@ -149,9 +149,9 @@ def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "model"
     config, known, tokenizer = checkpoint.load(TINY)
     budgets = ({"macs_fraction": 0.9, "knobs": {"use": ["halting", "tokens"], "slack": 0.1}},)
-    ours = {"halting": Halting(), "planning": Planning(), "tokens": Tokens(), "budgets": budgets}
-    config = dataclasses.replace(config, summary="mean", **ours)
-    params = model.init_params(config, np.random.default_rng(0))
+    shapes = {name: record.shape() for name, record in MECHANISMS.items()}
+    config = dataclasses.replace(config, summary="mean", mechanisms=shapes, budgets=budgets)
+    params = network.init_params(config, np.random.default_rng(0))
     checkpoint.save(path, config, params | {n: known[n] for n in known if n in params}, tokenizer)
     shutil.copy(TINY / "vocab.txt", path / "vocab.txt")
     return path

@@ -7,15 +7,19 @@ import pytest
 from conftest import offsets_strategy, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from test_gradients import random_batch, random_params, small_config
-from test_model import Counting
+from networks import Counting, prices, random_batch, random_params, small_config
 
-from minidact import bert, hard, kernels, model, ops, planning, ragged, soft, token_gates
-from minidact.config import MECHANISMS, Halting, Planning, Tokens
+from minidact import bert, hard, network, ops, ragged, soft
+from minidact.fast import kernels
 from minidact.hard import Knobs
+from minidact.mechanisms import MECHANISMS, planning, token_gates
+from minidact.mechanisms.exits import Halting
+from minidact.mechanisms.planning import Planning
+from minidact.mechanisms.token_gates import TokenGates
+from minidact.network import Network
 from minidact.ragged import Batch
 
-uses = st.lists(st.sampled_from(MECHANISMS), unique=True).map(tuple)
+uses = st.lists(st.sampled_from(list(MECHANISMS)), unique=True).map(tuple)
 planners, ranks = st.sampled_from(["steps", "path"]), st.sampled_from(["relative", "absolute"])
 pools, summaries = st.sampled_from(["last", "left"]), st.sampled_from(["cls", "mean"])
 
@@ -26,7 +30,7 @@ def gated_models(draw, layers=4, halting=True):
     rng = np.random.default_rng(draw(seeds))
     config = small_config(
         layers=layers, summary=draw(summaries), halting=Halting(4, True) if halting else None,
-        planning=Planning(draw(planners), 3), tokens=Tokens(4, draw(ranks), draw(pools)),
+        planning=Planning(draw(planners), 3), tokens=TokenGates(4, draw(ranks), draw(pools)),
     )  # fmt: skip
     params = random_params(config, rng)
     params[token_gates.NAME] = rng.integers(0, 2, params[token_gates.NAME].shape).astype(float)
@@ -50,11 +54,13 @@ def test_soft_and_hard_pass_agree_for_gates_at_0_and_1(gated, offsets, which):
         params = {k: np.where(k.startswith("planning."), 9, p) for k, p in params.items()}
     batch = random_batch(offsets, config, rng)
     labels = rng.integers(0, 2, len(offsets) - 1)
-    terms, _ = soft.soft_forward(params, config, batch, labels, soft.Costs(0, 0))
-    answers = hard.hard_forward(params, config, batch, Knobs(("planning", "tokens")))
+    net = Network(params, config)
+    losses, terms, _ = soft.soft_forward(net, batch, labels, prices(tau=0.0, alpha=0.0))
+    answers = hard.hard_forward(net, batch, Knobs(("planning", "tokens")))
     picked = np.maximum(answers.probs[np.arange(len(labels)), labels], 1e-8)
+    np.testing.assert_allclose(losses, -np.log(picked), rtol=1e-9)
     np.testing.assert_allclose(terms["answer"], -np.log(picked).mean(), rtol=1e-9)
-    soft_probs = soft.soft_answers(params, config, batch)
+    soft_probs = soft.soft_answers(net, batch)
     np.testing.assert_allclose(soft_probs, answers.probs, rtol=1e-9, atol=1e-12)
 
 
@@ -62,11 +68,13 @@ def test_soft_and_hard_pass_agree_for_gates_at_0_and_1(gated, offsets, which):
 def test_soft_and_hard_pass_agree_without_halting(gated, offsets):
     config, params, rng = gated
     batch, labels = random_batch(offsets, config, rng), rng.integers(0, 2, len(offsets) - 1)
-    terms, _ = soft.soft_forward(params, config, batch, labels, soft.Costs())
-    probs = hard.hard_forward(params, config, batch, Knobs(("planning", "tokens"))).probs
-    expected = -np.log(probs[np.arange(len(labels)), labels]).mean()
-    np.testing.assert_allclose(terms["loss"], expected, rtol=1e-9)
-    np.testing.assert_allclose(soft.soft_answers(params, config, batch), probs, rtol=1e-9)
+    net = Network(params, config)
+    losses, terms, _ = soft.soft_forward(net, batch, labels, prices())
+    probs = hard.hard_forward(net, batch, Knobs(("planning", "tokens"))).probs
+    expected = -np.log(probs[np.arange(len(labels)), labels])
+    np.testing.assert_allclose(losses, expected, rtol=1e-9)
+    np.testing.assert_allclose(terms["loss"], expected.mean(), rtol=1e-9)
+    np.testing.assert_allclose(soft.soft_answers(net, batch), probs, rtol=1e-9)
 
 
 @given(gated_models(), offsets_strategy(4, 6), uses, st.sampled_from(["tight", "paper"]))
@@ -74,8 +82,10 @@ def test_halting_changes_no_class_whatever_the_gates_do(gated, offsets, use, bou
     config, params, rng = gated
     batch = random_batch(offsets, config, rng)
     others = tuple(name for name in use if name != "halting")
-    through = hard.hard_forward(params, config, batch, Knobs(others))
-    halted = hard.hard_forward(params, config, batch, Knobs((*others, "halting"), bound=bound))
+    through = hard.hard_forward(Network(params, config), batch, Knobs(others))
+    halted = hard.hard_forward(
+        Network(params, config), batch, Knobs((*others, "halting"), bound=bound)
+    )
     assert (halted.probs.argmax(1) == through.probs.argmax(1)).all()
     assert (halted.macs <= through.macs).all()
     assert (halted.layers_run <= through.layers_run).all()
@@ -85,25 +95,25 @@ def test_halting_changes_no_class_whatever_the_gates_do(gated, offsets, use, bou
 def test_macs_reported_are_macs_executed(gated, offsets, use, slack, threshold):
     config, params, rng = gated
     batch, counting = random_batch(offsets, config, rng), Counting()
-    knobs = Knobs(use, slack, threshold=threshold)
-    answers = hard.hard_forward(params, config, batch, knobs, calc=counting)
+    knobs = Knobs(use, slack=slack, threshold=threshold)
+    answers = hard.hard_forward(Network(params, config, counting), batch, knobs)
     assert answers.macs.sum() == counting.macs
     # what is reported as a token's last layer is what the layers worked on
     sentence = np.repeat(np.arange(len(offsets) - 1), ragged.lengths(offsets))
     for layer in range(config.num_hidden_layers):
         there = np.bincount(sentence[answers.stayed > layer], minlength=len(offsets) - 1)
-        assert (answers.tokens[:, layer] == there * answers.layers_run[:, layer]).all()
+        assert (answers.lengths[:, layer] == there * answers.layers_run[:, layer]).all()
 
 
 @given(gated_models(), offsets_strategy(5, 6), uses)
 def test_a_sentence_does_not_depend_on_its_neighbours(gated, offsets, use):
     config, params, rng = gated
     batch = random_batch(offsets, config, rng)
-    together = hard.hard_forward(params, config, batch, Knobs(use))
+    together = hard.hard_forward(Network(params, config), batch, Knobs(use))
     parts = [ragged.split(array, offsets) for array in batch[:2]]
     for b in range(len(offsets) - 1):
         alone = Batch(parts[0][b], parts[1][b], np.array([0, len(parts[0][b])]))
-        answer = hard.hard_forward(params, config, alone, Knobs(use))
+        answer = hard.hard_forward(Network(params, config), alone, Knobs(use))
         np.testing.assert_allclose(answer.probs[0], together.probs[b], atol=1e-9)
         assert answer.macs[0] == together.macs[b]
 
@@ -122,7 +132,7 @@ def test_a_layer_left_out_is_not_called(rng, monkeypatch):
 
     monkeypatch.setattr(bert, "layer_forward", spy)
     batch = random_batch(np.array([0, 2, 5]), config, rng)
-    answers = hard.hard_forward(params, config, batch, Knobs(("planning",)))
+    answers = hard.hard_forward(Network(params, config), batch, Knobs(("planning",)))
     assert called == [(0, 5), (2, 5), (4, 5)]
     assert (answers.layers_run == [True, False, True, False, True]).all()
     # and a layer that some take runs on their rows only
@@ -134,7 +144,7 @@ def test_a_layer_left_out_is_not_called(rng, monkeypatch):
     pi, _ = planning.planner_forward(s, params, some)
     params[f"{some}.gate.bias"] -= np.median(np.log(pi / (1 - pi)))
     called.clear()
-    answers = hard.hard_forward(params, config, batch, Knobs(("planning",)))
+    answers = hard.hard_forward(Network(params, config), batch, Knobs(("planning",)))
     took = answers.layers_run[:, 1].sum()
     assert 0 < took < 12
     assert called[1] == (1, 3 * took)
@@ -161,7 +171,7 @@ def test_the_gradient_goes_straight_through(rng, monkeypatch):
 
     monkeypatch.setattr(planning, "planner_backward", spy_planner)
     monkeypatch.setattr(planning, "mix_backward", spy_mix)
-    cache = soft.soft_forward(params, config, batch, labels, soft.Costs(), rng=rng)[1]
+    cache = soft.soft_forward(Network(params, config, rng=rng), batch, labels, prices())[-1]
     soft.soft_backward(cache)
     for dpi, dw in zip(seen["dpi"], seen["dw"], strict=False):  # layers 2 and 1; then layer 0
         np.testing.assert_allclose(dpi, dw)  # du = <dx_{l+1}, F_l(x_l) - x_l>
@@ -171,8 +181,8 @@ def test_the_gradient_goes_straight_through(rng, monkeypatch):
 def test_while_exploring_a_planner_learns_nothing(rng):
     config = small_config(layers=3, planning=Planning(width=3))
     params, batch = random_params(config, rng), random_batch(np.array([0, 2, 5]), config, rng)
-    costs = soft.Costs(explore=0.5)
-    cache = soft.soft_forward(params, config, batch, np.array([0, 1]), costs, rng=rng)[1]
+    net, blind = Network(params, config, rng=rng), prices(explore=0.5)
+    cache = soft.soft_forward(net, batch, np.array([0, 1]), blind)[-1]
     grads = soft.soft_backward(cache)
     assert all(not g.any() for name, g in grads.items() if name.startswith("planning."))
 
@@ -189,26 +199,24 @@ def test_layers_are_drawn_with_the_planners_probability(rng):
 # ---------------------------------------------------------------------------- token gates
 
 
-@given(seeds, offsets_strategy(4, 9), st.integers(1, 6), st.booleans())
-def test_bins(seed, offsets, bins, relative):
+@given(seeds, offsets_strategy(4, 9), st.integers(1, 6), ranks)
+def test_bins(seed, offsets, bins, ranks):
     rng = np.random.default_rng(seed)
     significance, there = rng.random(offsets[-1]), rng.random(offsets[-1]) < 0.7
     there[offsets[:-1]] = True
-    index = token_gates.bins_of(significance, there, offsets, bins, relative)
+    index = token_gates.bins_of(significance, there, offsets, bins, ranks)
     for lo, hi in pairwise(offsets):
         assert index[lo] == -1  # [CLS]
         rows = lo + 1 + np.flatnonzero(there[lo + 1 : hi])
         assert (np.delete(index[lo:hi], rows - lo) == -1).all()  # who is gone is not asked
         by_rank = index[rows[np.argsort(-significance[rows])]]
         k = np.arange(len(rows))
-        expected = k * bins // max(len(rows), 1) if relative else np.minimum(k, bins - 1)
+        expected = k * bins // max(len(rows), 1) if ranks == "relative" else np.minimum(k, bins - 1)
         assert (by_rank == expected).all()
     # with gates that fall with the rank, a larger `keep` keeps more
     gates = np.linspace(1, 0, bins)
     stays = [
-        token_gates.stays(
-            gates, token_gates.bins_of(significance, there, offsets, bins, relative, k)
-        )
+        token_gates.stays(gates, token_gates.bins_of(significance, there, offsets, bins, ranks, k))
         for k in (1e-30, 0.5, 1, 2, 1e30)
     ]
     assert all((less <= more).all() for less, more in pairwise(stays))
@@ -245,10 +253,10 @@ def test_early_gates_save_more_and_so_cost_more():
 
 
 def test_a_new_model_has_open_gates_and_hardly_any_layer_left_out(rng):
-    config = small_config(layers=3, planning=Planning(), tokens=Tokens())
-    params = model.init_params(config, rng)
+    config = small_config(layers=3, planning=Planning(), tokens=TokenGates())
+    params = network.init_params(config, rng)
     assert (params[token_gates.NAME] == 1).all()
     batch = random_batch(np.array([0, 2, 5]), config, rng)
-    answers = hard.hard_forward(params, config, batch, Knobs(("planning", "tokens")))
+    answers = hard.hard_forward(Network(params, config), batch, Knobs(("planning", "tokens")))
     assert answers.layers_run.all()
-    assert (answers.tokens == [[2] * 3, [3] * 3]).all()
+    assert (answers.lengths == [[2] * 3, [3] * 3]).all()

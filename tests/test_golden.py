@@ -5,8 +5,11 @@ import pytest
 from conftest import FIXTURES, TINY
 from safetensors.numpy import load_file
 
-from minidact import bert, checkpoint, data, kernels, ops, optim, soft
+from minidact import bert, checkpoint, data, ops, optim, soft
+from minidact.fast import kernels
+from minidact.network import Network
 from minidact.ragged import Batch
+from minidact.train.learn import learn
 
 GOLDEN = load_file(FIXTURES / "golden.safetensors")
 SENTENCES = [[2, 10, 11, 12, 3], [2], [2, 30, 3, 31, 32, 33, 34, 35, 3]]
@@ -18,7 +21,6 @@ BATCH = data.to_batch(
         for i, s in zip(SENTENCES, SEGMENTS, strict=True)
     ]
 )
-COSTS = soft.Costs()
 CASES = [("float64", ops, 1e-10), ("float32", ops, 1e-5), ("float32", kernels, 1e-5)]
 
 
@@ -45,8 +47,10 @@ def test_forward_and_every_gradient(dtype, calc, tolerance):
         bert.classifier_forward(params, config, summary, calc)[0], f"{dtype}.logits", tolerance
     )
 
-    terms, cache = soft.soft_forward(params, config, BATCH, LABELS, COSTS, calc)
+    losses, terms, cache = soft.soft_forward(Network(params, config, calc), BATCH, LABELS)
     assert_close([terms["loss"]], f"{dtype}.loss", tolerance)
+    assert losses.shape == LABELS.shape
+    assert losses.mean() == terms["loss"]
     grads = soft.soft_backward(cache)
     assert sorted(grads) == sorted(params)
     for name, grad in grads.items():
@@ -58,12 +62,10 @@ def test_forward_and_every_gradient(dtype, calc, tolerance):
 def test_ten_steps_of_adamw(calc):
     config, params = load("float32")
     moments, losses = optim.zero_moments(params), []
-    for step in range(1, 11):
-        terms, cache = soft.soft_forward(params, config, BATCH, LABELS, COSTS, calc)
+    net, rates = Network(params, config, calc), dict.fromkeys(params, 3e-3)
+    for step in range(10):
+        terms = learn(net, BATCH, LABELS, None, moments, step, rates)
         losses.append(terms["loss"])
-        grads = soft.soft_backward(cache)
-        scale = optim.clip_scale(optim.gradient_norm(grads, calc))
-        optim.adamw(params, grads, moments, step, dict.fromkeys(params, 3e-3), calc, scale=scale)
     np.testing.assert_allclose(losses, GOLDEN["adamw_losses"], rtol=0, atol=1e-4)
     assert losses[-1] < 0.7 * losses[0]
 

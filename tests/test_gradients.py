@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 from conftest import offsets_strategy, seeds
-from gradcheck import check_gradient, check_op
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import prices, random_batch, random_params, small_config
 
-from minidact import bert, dact, model, ops, planning, soft, token_gates
-from minidact.config import Config, Halting, Planning, Tokens
-from minidact.ragged import Batch
+from minidact import bert, ops, soft
+from minidact.gradcheck import check_gradient, check_op
+from minidact.mechanisms import dact, planning, token_gates
+from minidact.mechanisms.exits import Halting
+from minidact.mechanisms.planning import Planning
+from minidact.mechanisms.token_gates import TokenGates
+from minidact.network import Network
 
 sizes = st.integers(1, 6)
 
@@ -246,28 +250,6 @@ def test_token_gates_and_their_costs(seed, layers, bins):
 # ---------------------------------------------------------------------------- encoder and loss
 
 
-def small_config(heads=2, layers=2, summary="cls", **changes):
-    return Config(
-        vocab_size=11, hidden_size=3 * heads, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=7, max_position_embeddings=9, layer_norm_eps=1e-2, summary=summary,
-        **changes,
-    )  # fmt: skip
-
-
-def random_params(config, rng):
-    """Far from initialisation, so that no gradient is tiny."""
-    table = model.shapes(config)
-    params = {name: rng.standard_normal(shape) * 0.5 for name, shape in table.items()}
-    if config.tokens is not None:
-        params[token_gates.NAME] = rng.uniform(0, 1, table[token_gates.NAME])
-    return params
-
-
-def random_batch(offsets, config, rng):
-    ids = rng.integers(0, config.vocab_size, offsets[-1])
-    return Batch(ids, rng.integers(0, 2, offsets[-1]), offsets)
-
-
 @given(seeds, offsets_strategy(), st.integers(1, 3), st.booleans())
 def test_encoder(seed, offsets, heads, dropout):
     rng = np.random.default_rng(seed)
@@ -299,15 +281,15 @@ KINDS = {
     "halting": {"halting": Halting(4, False)},
     "planning": {"planning": Planning("steps", 3)},
     "path": {"planning": Planning("path", 3)},
-    "tokens": {"tokens": Tokens(3, "relative", "last")},
-    "tokens left": {"tokens": Tokens(3, "absolute", "left")},
+    "tokens": {"tokens": TokenGates(3, "relative", "last")},
+    "tokens left": {"tokens": TokenGates(3, "absolute", "left")},
     "halting planning": {"halting": Halting(4, False), "planning": Planning("steps", 3)},
     "all": {
-        "halting": Halting(4, False), "planning": Planning("steps", 3), "tokens": Tokens(3)
+        "halting": Halting(4, False), "planning": Planning("steps", 3), "tokens": TokenGates(3)
     },
     "all left": {
         "halting": Halting(4, False), "planning": Planning("path", 3),
-        "tokens": Tokens(3, "relative", "left"),
+        "tokens": TokenGates(3, "relative", "left"),
     },
 }  # fmt: skip
 
@@ -326,18 +308,20 @@ def test_whole_loss(kind, seed, offsets, summary, ponder):
     params, batch = random_params(config, rng), random_batch(offsets, config, rng)
     count, regression = len(offsets) - 1, config.problem_type == "regression"
     labels = rng.standard_normal(count) if regression else rng.integers(0, 3, count)
-    costs = soft.Costs(
-        tau=0.3, alpha=0.7, ponder=ponder, layers=0.6, target=0.3, tokens=0.8, bimodal=0.5
-    )
+    costs = prices(
+        tau=0.3, alpha=0.7, ponder=ponder, layer_cost=0.6, layer_target=0.3, token_cost=0.8,
+        bimodal=0.5,
+    )  # fmt: skip
 
     def forward(params):
         rng = np.random.default_rng(seed)  # the same dropout every time
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(planning, "draw", lambda pi, rng, threshold=0.5: pi)
-            return soft.soft_forward(params, config, batch, labels, costs, rng=rng)
+            net = Network(params, config, rng=rng)
+            return soft.soft_forward(net, batch, labels, costs)
 
-    grads = soft.soft_backward(forward(params)[1])
+    grads = soft.soft_backward(forward(params)[-1])
     assert set(grads) == set(params)
     for name in params:
-        swapped = lambda x, name=name: forward({**params, name: x})[0]["loss"]  # noqa: E731
+        swapped = lambda x, name=name: forward({**params, name: x})[1]["loss"]  # noqa: E731
         check_gradient(swapped, lambda c, name=name: c * grads[name], params[name], rng, name)

@@ -38,7 +38,7 @@ def test_two_processes_may_compile_at_once(tmp_path):
 
 
 def test_a_directory_that_disappears_is_no_harm(tmp_path):
-    lines = "import shutil; from minidact import jit; shutil.rmtree(jit._DIRECTORY)"
+    lines = "import shutil; from minidact.fast import jit; shutil.rmtree(jit._DIRECTORY)"
     result = subprocess.run(
         [sys.executable, "-c", f"{lines}\n{ANSWER}", str(TINY), "float16"],
         env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},

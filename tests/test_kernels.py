@@ -1,13 +1,17 @@
 """Every Numba kernel against its NumPy reference, in float32, over drawn shapes."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import offsets_strategy, seeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidact import gemm, kernels, ops
-from minidact.jit import HALVES
+from minidact import ops
+from minidact.fast import gemm, kernels
+from minidact.fast.jit import HALVES
 
 sizes = st.integers(1, 40)
 
@@ -114,10 +118,42 @@ def test_packed_linear(seed, rows, outputs, inputs):
         np.testing.assert_array_equal(run(x, panels=half), run(x))
 
 
-@given(seeds, sizes, st.integers(2, 9))
-def test_cross_entropy(seed, rows, classes):
+@given(seeds, offsets_strategy(5, 60), sizes)
+def test_mean_rows(seed, offsets, columns):
     rng = np.random.default_rng(seed)
-    compare("cross_entropy", (draw(rng, rows, classes), rng.integers(0, classes, rows)), rng)
+    compare("mean_rows", (draw(rng, offsets[-1], columns), offsets), rng)
+
+
+@given(seeds, sizes, sizes, st.floats(0.01, 0.9))
+def test_dropout(seed, rows, columns, rate):
+    """From the same random bits the same numbers are dropped."""
+    x, dout = draw(np.random.default_rng(seed), 2, rows, columns)
+    both = []
+    for calc in (kernels, ops):
+        out, mask = calc.dropout_forward(x, rate, np.random.default_rng(seed))
+        both.append((out, mask, calc.dropout_backward(dout, mask)))
+    for mine, reference in zip(*both, strict=True):
+        np.testing.assert_array_equal(mine, reference)
+    assert kernels.dropout_forward(x, rate, None)[0] is x
+
+
+@given(seeds, sizes)
+def test_sum_of_squares(seed, size):
+    x = draw(np.random.default_rng(seed), size)
+    assert kernels.sum_of_squares(x) == pytest.approx(ops.sum_of_squares(x), rel=1e-5)
+
+
+def test_every_kernel_has_its_test():
+    """Every function of kernels.py that is not ops.py's own is named in this file."""
+    own = {
+        name for name, function in vars(kernels).items()
+        if hasattr(ops, name) and callable(function) and function is not getattr(ops, name)
+    }  # fmt: skip
+    tests = Path(__file__).read_text()
+    assert own > {"gelu_forward", "attention_backward", "adamw_update", "linear_forward"}
+    for name in own:
+        stem = name.removesuffix("_forward").removesuffix("_backward")
+        assert re.search(rf'compare\(\s*"{stem}"|kernels\.{name}\(', tests), name
 
 
 @given(seeds, sizes, st.integers(1, 1000), st.floats(0, 1e-2), st.floats(0, 0.5))

@@ -6,39 +6,14 @@ import pytest
 from conftest import TINY, offsets_strategy, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from test_gradients import random_batch, random_params, small_config
+from networks import Counting, halting_model, prices, random_batch
 
-from minidact import (
-    Model,
-    bert,
-    checkpoint,
-    dact,
-    gemm,
-    hard,
-    kernels,
-    macs,
-    model,
-    ops,
-    ragged,
-    soft,
-)
-from minidact.config import Halting
+from minidact import Model, bert, checkpoint, hard, network, ops, ragged, soft
+from minidact.fast import gemm, kernels
 from minidact.hard import Knobs
+from minidact.mechanisms import dact
+from minidact.network import Network
 from minidact.ragged import Batch
-
-
-def halting_model(rng, layers=4, summary="mean"):
-    config = small_config(layers=layers, halting=Halting(4, True), summary=summary)
-    params = random_params(config, rng)
-    for (
-        name
-    ) in params:  # sharp answers and small doubts, so that sentences stop at different layers
-        if name.endswith("classifier.weight"):
-            params[name] *= 6
-        if name.endswith("halting.bias"):
-            params[name] -= 3
-    return config, params
-
 
 # ---------------------------------------------------------------------------- ragged batches
 
@@ -65,11 +40,11 @@ def test_exact_halting_keeps_every_class_and_halting_is_the_soft_answer(seed, of
     rng = np.random.default_rng(seed)
     config, params = halting_model(rng, summary=summary)
     batch = random_batch(offsets, config, rng)
-    full = hard.hard_forward(params, config, batch)
+    full = hard.hard_forward(Network(params, config), batch)
     assert full.layers_run.all()
     np.testing.assert_allclose(full.probs.sum(1), 1)
     for bound in ("tight", "paper"):
-        exact = hard.hard_forward(params, config, batch, Knobs(("halting",), bound=bound))
+        exact = hard.hard_forward(Network(params, config), batch, Knobs(("halting",), bound=bound))
         assert (exact.probs.argmax(1) == full.probs.argmax(1)).all()
         ran = exact.layers_run.sum(1)
         for b in range(len(ran)):  # a prefix of the layers, ended by the rule and by nothing else
@@ -80,7 +55,7 @@ def test_exact_halting_keeps_every_class_and_halting_is_the_soft_answer(seed, of
                 for n in range(len(left))
             ]
             assert ran[b] == 1 + np.argmax(np.array(margins) >= 0)
-    everything = hard.hard_forward(params, config, batch, Knobs(("halting",), slack=2.0))
+    everything = hard.hard_forward(Network(params, config), batch, Knobs(("halting",), slack=2.0))
     assert (everything.layers_run.sum(1) == 1).all()
 
 
@@ -90,9 +65,11 @@ def test_soft_and_hard_pass_agree_when_nothing_halts(seed, offsets):
     config, params = halting_model(rng)
     batch = random_batch(offsets, config, rng)
     labels = rng.integers(0, 2, len(offsets) - 1)
-    terms, _ = soft.soft_forward(params, config, batch, labels, soft.Costs(0, 0))
-    probs = hard.hard_forward(params, config, batch).probs
+    net = Network(params, config)
+    losses, terms, _ = soft.soft_forward(net, batch, labels, prices(tau=0.0, alpha=0.0))
+    probs = hard.hard_forward(net, batch).probs
     picked = np.maximum(probs[np.arange(len(labels)), labels], 1e-8)
+    np.testing.assert_allclose(losses, -np.log(picked))
     np.testing.assert_allclose(terms["loss"], -np.log(picked).mean())
 
 
@@ -104,13 +81,13 @@ def test_nothing_adaptive_is_plain_bert_bit_for_bit(calc, offsets, rng):
     states, _ = bert.encoder_forward(params, config, batch, calc)
     summary, _ = bert.summary_forward(states[-1], batch.offsets, "cls", calc)
     logits, _ = bert.classifier_forward(params, config, summary, calc)
-    answers = hard.hard_forward(params, config, batch, calc=calc)
+    answers = hard.hard_forward(Network(params, config, calc), batch)
     assert np.array_equal(answers.probs, ops.softmax_forward(logits)[0])
 
     config, params = halting_model(rng)
     params = {name: p.astype(np.float32) for name, p in params.items()}
     batch = random_batch(np.array(offsets), config, rng)
-    answers = hard.hard_forward(params, config, batch, calc=calc)
+    answers = hard.hard_forward(Network(params, config, calc), batch)
     a, p = np.zeros((len(offsets) - 1, 2), np.float32), np.ones(len(offsets) - 1, np.float32)
     for layer, x in enumerate(bert.encoder_forward(params, config, batch, calc)[0][1:]):
         s, _ = bert.summary_forward(x, batch.offsets, "mean", calc)
@@ -127,41 +104,22 @@ def test_a_sentence_does_not_depend_on_its_neighbours(seed, offsets, halting):
     params = {name: p.astype(np.float32) for name, p in params.items()}
     batch = random_batch(offsets, config, rng)
     use = ("halting",) if halting else ()
-    together = hard.hard_forward(params, config, batch, Knobs(use), calc=kernels)
+    together = hard.hard_forward(Network(params, config, kernels), batch, Knobs(use))
     order = rng.permutation(len(offsets) - 1)
     parts = [ragged.split(array, offsets) for array in batch[:2]]
     for b in order:
         alone = Batch(parts[0][b], parts[1][b], np.array([0, len(parts[0][b])]))
-        answer = hard.hard_forward(params, config, alone, Knobs(use), calc=kernels)
+        answer = hard.hard_forward(Network(params, config, kernels), alone, Knobs(use))
         assert np.abs(answer.probs[0] - together.probs[b]).max() < 1e-5
         assert answer.macs[0] == together.macs[b]
     mixed, mixed_offsets = ragged.concatenate([parts[0][b] for b in order])
     segments, _ = ragged.concatenate([parts[1][b] for b in order])
-    shuffled = hard.hard_forward(
-        params, config, Batch(mixed, segments, mixed_offsets), Knobs(use), calc=kernels
-    )
+    mixed = Batch(mixed, segments, mixed_offsets)
+    shuffled = hard.hard_forward(Network(params, config, kernels), mixed, Knobs(use))
     assert np.abs(shuffled.probs - together.probs[order]).max() < 1e-5
 
 
 # ---------------------------------------------------------------------------- what was executed
-
-
-class Counting:
-    """A calculus that counts the multiply-adds of every product it is asked for."""
-
-    def __init__(self):
-        self.macs = 0
-
-    def __getattr__(self, name):
-        return getattr(ops, name)
-
-    def linear_forward(self, x, w, b):
-        self.macs += len(x) * w.size
-        return ops.linear_forward(x, w, b)
-
-    def attention_forward(self, qkv, offsets, heads, drop=None, gates=None):
-        self.macs += sum(2 * n * n * qkv.shape[1] // 3 for n in ragged.lengths(offsets))
-        return ops.attention_forward(qkv, offsets, heads, drop, gates)
 
 
 @given(seeds, offsets_strategy(6, 6), st.booleans(), st.floats(0, 1))
@@ -170,18 +128,18 @@ def test_macs_reported_are_macs_executed(seed, offsets, halting, slack):
     config, params = halting_model(rng)
     batch, counting = random_batch(offsets, config, rng), Counting()
     use = ("halting",) if halting else ()
-    answers = hard.hard_forward(params, config, batch, Knobs(use, slack), calc=counting)
+    answers = hard.hard_forward(Network(params, config, counting), batch, Knobs(use, slack=slack))
     assert answers.macs.sum() == counting.macs
-    assert (answers.macs_full == macs.full_macs(config, ragged.lengths(offsets))).all()
+    assert (answers.macs_full == network.full_macs(config, ragged.lengths(offsets))).all()
     assert (answers.macs <= answers.macs_full).all()
     lengths = np.repeat(ragged.lengths(offsets)[:, None], config.num_hidden_layers, 1)
-    assert (answers.tokens == lengths * answers.layers_run).all()
+    assert (answers.lengths == lengths * answers.layers_run).all()
 
 
 def test_macs_of_a_plain_model(rng):
     config, params, _ = checkpoint.load(TINY)
     batch, counting = random_batch(np.array([0, 3, 8]), config, rng), Counting()
-    answers = hard.hard_forward(params, config, batch, calc=counting)
+    answers = hard.hard_forward(Network(params, config, counting), batch)
     assert answers.macs.sum() == answers.macs_full.sum() == counting.macs
 
 
@@ -195,10 +153,10 @@ def test_no_layer_runs_once_all_are_decided(rng, monkeypatch):
 
     monkeypatch.setattr(bert, "layer_forward", spy)
     batch = random_batch(np.array([0, 2, 5, 6, 9]), config, rng)
-    answers = hard.hard_forward(params, config, batch, Knobs(("halting",), slack=0.2))
+    answers = hard.hard_forward(Network(params, config), batch, Knobs(("halting",), slack=0.2))
     assert [layer for layer, _ in called] == list(range(answers.layers_run.any(0).sum()))
-    assert [rows for _, rows in called] == [n for n in answers.tokens.sum(0).tolist() if n]
-    assert len(called) < 6 or answers.tokens[:, -1].sum() < 9
+    assert [rows for _, rows in called] == [n for n in answers.lengths.sum(0).tolist() if n]
+    assert len(called) < 6 or answers.lengths[:, -1].sum() < 9
 
 
 # ---------------------------------------------------------------------------- Model
@@ -247,10 +205,8 @@ def test_the_number_of_threads_changes_no_gradient(rng, monkeypatch):
     batch = random_batch(np.arange(0, 97, 6), config, rng)
 
     def gradients():
-        labels, costs = np.arange(16) % 2, soft.Costs()
-        return soft.soft_backward(
-            soft.soft_forward(params, config, batch, labels, costs, kernels)[1]
-        )
+        net = Network(params, config, kernels)
+        return soft.soft_backward(soft.soft_forward(net, batch, np.arange(16) % 2)[-1])
 
     before, several = numba.get_num_threads(), gradients()
     try:
@@ -264,6 +220,6 @@ def test_the_number_of_threads_changes_no_gradient(rng, monkeypatch):
 
 def test_calculus_by_dtype():
     single, double = ({"a": np.zeros(1, dtype)} for dtype in (np.float32, np.float64))
-    assert model.calculus(single) is kernels
-    assert model.calculus(double) is ops
-    assert model.calculus(single, reference=True) is ops
+    assert network.calculus(single) is kernels
+    assert network.calculus(double) is ops
+    assert network.calculus(single, reference=True) is ops

@@ -4,13 +4,12 @@ import json
 
 import pytest
 from conftest import TINY, run
-from test_train import task  # noqa: F401  a fixture
 
 from minidact import study
 
 
 @pytest.fixture(scope="module")
-def options(task, tmp_path_factory):  # noqa: F811
+def options(task, tmp_path_factory):
     """Of a study in which one small task stands for TREC, already run once."""
     data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("study")
     (data / "TREC").mkdir()

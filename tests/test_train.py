@@ -9,40 +9,13 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, run
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
+from training import arguments, same, weights
 
-from minidact import Model, model, ops, optim, recipe, train
-
-WORDS = ["good", "bad", "film", "the", "!", "."]
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    """Is there a "good" in the sentence? Easy, but not from one word's place."""
-    directory, rng = tmp_path_factory.mktemp("task"), np.random.default_rng(0)
-    for name, count in (("train", 200), ("dev", 60)):
-        rows = []
-        for _ in range(count):
-            words = rng.choice(WORDS[1:], rng.integers(1, 8)).tolist()
-            if rng.random() < 0.5:
-                words[rng.integers(len(words))] = "good"
-            rows.append(f"{' '.join(words)}\t{'yes' if 'good' in words else 'no'}")
-        (directory / f"{name}.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
-    return directory
-
-
-def arguments(task, out, *more, **options):
-    chosen = {"data": task / "train.tsv", "dev": task / "dev.tsv", "init": TINY, "out": out}
-    chosen |= {"epochs": 3, "lr": 3e-3, "head-lr": 3e-3} | options
-    return [str(x) for name, value in chosen.items() for x in (f"--{name}", value)] + list(more)
-
-
-def weights(out):
-    return load_file(out / "model.safetensors")
-
-
-def same(a, b):
-    return set(a) == set(b) and all(np.array_equal(a[name], b[name]) for name in a)
+from minidact import Model, ops, optim
+from minidact.mechanisms import dact
+from minidact.options import training_options
+from minidact.train import start
 
 
 @pytest.mark.parametrize("use", ["", "halting", "halting,planning,tokens"])
@@ -66,7 +39,7 @@ def test_it_learns_and_the_log_says_so(use, task, tmp_path):
     assert max(r["lr"] for r in records) <= 3e-3
 
     model = Model.from_pretrained(out)
-    assert model.config.mechanisms == tuple(filter(None, use.split(",")))
+    assert tuple(model.config.mechanisms) == tuple(filter(None, use.split(",")))
     assert model.config.summary == "mean"
     assert model("the good film").label == "yes"
     assert sorted(p.name for p in out.iterdir()) == [
@@ -135,9 +108,10 @@ def test_keep_best_keeps_the_best_epoch(task, tmp_path):
 
 def test_a_pondernet_starts_as_its_prior(task, tmp_path):
     chosen = arguments(task, tmp_path / "out", "--heads", "pondernet", use="halting", prior=0.25)
-    config, params, _, _ = train.build(recipe.parser().parse_args(chosen))
+    options = training_options(chosen)
+    config, params, *_ = start.build(options, start.read_examples(options, options.data))
     for layer in range(config.num_hidden_layers):
-        bias = params[f"{model.unit_name(layer)}.halting.bias"]
+        bias = params[f"{dact.unit_name(layer)}.halting.bias"]
         np.testing.assert_allclose(1 / (1 + np.exp(-bias)), 1 - 0.25, rtol=1e-6)
 
 
@@ -193,7 +167,7 @@ def test_pairs_order_dropout_and_the_other_switches(tmp_path):
     result = run("train", *arguments(tmp_path, out, *switches, **options))
     assert result.returncode == 0, result.stderr
     trained = Model.from_pretrained(out)
-    assert not trained.config.halting.sees_confidence
+    assert not trained.config.mechanisms["halting"].sees_confidence
     assert trained.config.hidden_dropout_prob == 0.1  # --dropout is of the training alone
     assert trained("good film", "the good").label == "same"
     assert trained("good film", "the bad").label == "other"

@@ -11,8 +11,9 @@ faster changes nothing that is computed, and a test holds the two against each o
 
 import numpy as np
 
-from . import bert, kernels
-from .config import Config
+from .. import bert
+from ..config import Config
+from . import kernels
 from .gemm import PANEL, aligned, linear_packed, pack
 from .jit import HALVES, jit
 

@@ -14,12 +14,11 @@ import math
 import numpy as np
 from numba import prange
 
-from . import ragged, special
-from .attention import attend, attention_backward, attention_forward  # noqa: F401
-from .gemm import linear_backward, linear_forward  # noqa: F401
-from .jit import jit
-from .ops import (  # noqa: F401  what NumPy does as well
+from .. import ragged
+from ..ops import (  # noqa: F401  what NumPy does as well
     attention_size,
+    cross_entropy_backward,
+    cross_entropy_forward,
     dropout_backward,
     dropout_bits,
     dropout_least,
@@ -35,10 +34,15 @@ from .ops import (  # noqa: F401  what NumPy does as well
     sigmoid_forward,
     softmax_backward,
     softmax_forward,
+    squared_error_backward,
+    squared_error_forward,
     tanh_backward,
     tanh_forward,
 )
-from .special import exp, normal
+from . import special
+from .attention import attend, attention_backward, attention_forward  # noqa: F401
+from .gemm import linear_backward, linear_forward  # noqa: F401
+from .jit import jit
 
 WORTH_THREADS = 1 << 14  # numbers; waking the threads costs as much as working through these
 CHUNKS = 16  # fixed, so that a sum over rows does not depend on the number of threads
@@ -58,7 +62,7 @@ def _gelu_forward(x, out):
 @jit(parallel=True)
 def _gelu_backward(dout, x, dx):
     for i in prange(x.size):
-        cdf, density = normal(x[i])
+        cdf, density = special.normal(x[i])
         slope = x[i] * density if abs(x[i]) < F(15.0) else F(0.0) * density
         dx[i] = dout[i] * (cdf + slope)
 
@@ -207,49 +211,6 @@ def mean_rows_forward(x, offsets):
     out = np.empty((len(offsets) - 1, x.shape[1]), np.float32)
     _mean_rows(x, offsets, out)
     return out, (ragged.lengths(offsets)[:, None].astype(F), offsets)
-
-
-# ---------------------------------------------------------------------------- loss
-
-
-@jit()
-def _cross_entropy_forward(logits, labels, probs):
-    loss = F(0.0)
-    sentences, classes = logits.shape
-    for b in range(sentences):
-        top = F(-np.inf)
-        for y in range(classes):
-            top = max(top, logits[b, y])
-        total = F(0.0)
-        for y in range(classes):
-            probs[b, y] = exp(logits[b, y] - top)
-            total += probs[b, y]
-        for y in range(classes):
-            probs[b, y] /= total
-        loss += np.log(total) + top - logits[b, labels[b]]
-    return loss / F(sentences)
-
-
-@jit()
-def _cross_entropy_backward(dloss, probs, labels, dlogits):
-    sentences, classes = probs.shape
-    for b in range(sentences):
-        for y in range(classes):
-            hit = F(1.0) if labels[b] == y else F(0.0)
-            dlogits[b, y] = (probs[b, y] - hit) * dloss / F(sentences)
-
-
-def cross_entropy_forward(logits, labels):
-    probs = np.empty_like(logits)
-    loss = _cross_entropy_forward(logits, labels, probs)
-    return F(loss), (probs, labels)
-
-
-def cross_entropy_backward(dloss, cache):
-    probs, labels = cache
-    dlogits = np.empty_like(probs)
-    _cross_entropy_backward(F(dloss), probs, labels, dlogits)
-    return dlogits
 
 
 # ---------------------------------------------------------------------------- update

@@ -49,7 +49,8 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from . import ops, special
+from .. import ops
+from . import special
 from .jit import WIDTH, jit
 
 PANEL = 2 * WIDTH  # columns of a panel, and of a tile

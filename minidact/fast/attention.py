@@ -15,9 +15,9 @@ import math
 import numpy as np
 from numba import prange
 
+from ..ops import attention_size
 from .gemm import PANEL, aligned, multiply_panels, panels_of_columns, panels_of_rows
 from .jit import jit
-from .ops import attention_size
 from .special import exp
 
 QUERIES = 3 * PANEL  # at most so many side by side: what they need stays near

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError, run_command
-from .recipe import STATE
+from ..errors import InputError, run_command
+from ..options import STATE, choose, comma_list
 
 TASKS = {  # epochs, those of a second training, what else; train.tsv and the second file
     "SST-2": (1, 1, "--label-names negative,positive", "dev.tsv"),
@@ -34,7 +34,7 @@ ALL = (  # a gentle second training of what DACT has learnt
 )
 STOPS, ALL_CURVES = ("halting", "confidence", "fixed"), ("halting", "planning", "tokens", "all")
 METHODS = {  # what it starts from (None: the backbone), how it is trained, the curves it is for
-    "plain": (None, "", ()),
+    "plain": (None, "--use ''", ()),
     "dact": (None, DACT, STOPS),
     "dact-after": ("plain", f"{DACT} --lr 2e-5", STOPS),  # the paper's order: fine-tuned before
     "pabee": (None, "--use halting --heads pabee", ("patience",)),
@@ -72,10 +72,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     o = parser().parse_args()
-    tasks = chosen("tasks", o.tasks, TASKS)
-    methods = chosen("methods", o.methods, METHODS | CHOICES)
+    tasks = choose("tasks", o.tasks, TASKS)
+    methods = choose("methods", o.methods, METHODS | CHOICES)
     try:
-        seeds = [int(seed) for seed in o.seeds.split(",")]
+        seeds = [int(seed) for seed in comma_list(o.seeds)]
     except ValueError:
         raise InputError(f"--seeds is {o.seeds!r}; it must be numbers, by commas") from None
     results = {}
@@ -87,13 +87,6 @@ def main() -> None:
                     results.setdefault((method, curve), {}).setdefault(task, []).append(value)
     figures = [{"method": m, "curve": c, **values} for (m, c), values in results.items()]
     print(json.dumps(figures) if o.json else table(figures, tasks))
-
-
-def chosen(option: str, names: str, known) -> list[str]:
-    for name in names.split(","):
-        if name not in known:
-            raise InputError(f"--{option} {name!r} is unknown; there is {', '.join(known)}")
-    return names.split(",")
 
 
 def study(o, task: str, method: str, seed: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The programs that bench.py times: ours and the peers', each in a process of its own.
+"""The programs that bench/__main__.py times: ours and the peers', each in a process of its own.
 
 Thread pools of different libraries would take the cores from each other in one process. So each
 contender is a worker that answers requests, one JSON object a line:
@@ -16,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import checkpoint, hard, kernels, ops, optim, ragged, soft
-from .inference import Encoder
+from .. import checkpoint, hard, ops, optim, ragged
+from ..fast import kernels
+from ..fast.packed import Encoder
+from ..network import Network
+from ..train.learn import learn
 
 
 class Minidact:
@@ -26,7 +29,7 @@ class Minidact:
     calc = kernels
 
     def __init__(self, directory, threads, half=False):
-        del threads  # bench.py sets them in the environment
+        del threads  # bench/__main__.py sets them in the environment
         self.config, self.params, _ = checkpoint.load(directory)
         if half:
             self.params = {k: p.astype(np.float16).astype(p.dtype) for k, p in self.params.items()}
@@ -39,19 +42,15 @@ class Minidact:
         return ragged.Batch(ids, np.zeros_like(ids), offsets)
 
     def answer(self, batch):
-        return hard.hard_forward(
-            self.params, self.config, batch, calc=self.calc, encoder=self.encoder
-        ).probs
+        net = Network(self.params, self.config, self.calc)
+        return hard.hard_forward(net, batch, encoder=self.encoder).probs
 
     def train(self, batch):
         self.moments = self.moments or optim.zero_moments(self.params)
         labels, rng = np.arange(len(batch.offsets) - 1) % 2, np.random.default_rng(self.step)
-        costs, self.step = soft.Costs(), self.step + 1
-        _, cache = soft.soft_forward(self.params, self.config, batch, labels, costs, self.calc, rng)
-        grads = soft.soft_backward(cache)
-        scale = optim.clip_scale(optim.gradient_norm(grads, self.calc))
-        rates = dict.fromkeys(self.params, 1e-6)
-        optim.adamw(self.params, grads, self.moments, self.step, rates, self.calc, scale=scale)
+        net = Network(self.params, self.config, self.calc, rng)
+        learn(net, batch, labels, None, self.moments, self.step, dict.fromkeys(self.params, 1e-6))
+        self.step += 1
 
 
 class Reference(Minidact):

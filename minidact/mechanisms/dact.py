@@ -24,18 +24,28 @@ Letters: B sentences, L layers, C the hidden size, Y classes, D the trunk's widt
 row after layer n, or the mean of the rows. params, grads: arrays by name; calc: what computes, ops
 (NumPy) or kernels (Numba). Floats keep the dtype they come in; labels are int64.
 
-This file works on arrays only: it knows neither BERT nor the other mechanisms.
+This file works on arrays only: it knows neither BERT nor the other mechanisms. The record of the
+mechanism, halting, is in exits.py, where DACT stands beside its neighbours.
 """
 
 import numpy as np
 
-from . import ops
+from .. import ops
+from ..errors import known
 
+PREFIX = "dact."  # of the units' tensors
 CONFIDENCE_FLOOR = 1e-6  # 1 - max y_n is not taken below this: its logarithm stays above -14
 ANSWER_FLOOR = 1e-8  # nor a_L[label] below this
 
 # h starts at sigmoid(2.5) = 0.92, so that p_5 = 0.67 and layer 6 counts; with h = 1/2, p_5 = 0.03
 HALTING_BIAS = 2.5
+PONDER = ("p", "h")  # what the ponder cost may sum
+BOUNDS = ("tight", "paper")  # what `margin` may bound by
+
+
+def unit_name(layer: int) -> str:
+    """The name of the unit after a layer, counted from 0."""
+    return f"{PREFIX}layer.{layer}"
 
 
 def shapes(name: str, size: int, trunk: int, classes: int, sees_confidence: bool) -> dict:
@@ -71,21 +81,14 @@ def unit_forward(s, params: dict, name: str, calc=ops):
         seen = np.concatenate([t, np.log(rest)], 1)  # (B, D + 1)
     g, halting_cache = calc.linear_forward(seen, w_h, b_h)  # (B, 1)
     h, sigmoid_cache = calc.sigmoid_forward(g[:, 0])  # (B,)
-    caches = (
-        trunk_cache,
-        relu_cache,
-        classifier_cache,
-        softmax_cache,
-        halting_cache,
-        sigmoid_cache,
-    )
-    return z, y, h, (name, caches)
+    caches = (trunk_cache, relu_cache, classifier_cache)
+    return z, y, h, (name, *caches, softmax_cache, halting_cache, sigmoid_cache)
 
 
 def unit_backward(dz, dy, dh, cache, grads: dict, calc=ops):
     """dy (B, Y), dh (B,), dz (B, Y): what reaches z beside dy -> ds (B, C); fills grads."""
-    name, caches = cache
-    trunk_cache, relu_cache, classifier_cache, softmax_cache, halting_cache, sigmoid_cache = caches
+    name, trunk_cache, relu_cache, classifier_cache, *rest = cache
+    softmax_cache, halting_cache, sigmoid_cache = rest
     dg = calc.sigmoid_backward(dh, sigmoid_cache)[:, None]  # (B, 1)
     dseen, dw, db = calc.linear_backward(dg, halting_cache)
     grads[f"{name}.halting.weight"], grads[f"{name}.halting.bias"] = dw, db
@@ -149,57 +152,96 @@ def accumulate_backward(da, dp, cache):
 
 
 # ---------------------------------------------------------------------------- the loss
+# every loss is one number per sentence, (B,), so that a training can weigh sentences as it likes
 
 
 def answer_loss_forward(a, labels):
-    """a (B, Y), labels (B,) -> mean of -log max(a[label], 1e-8)."""
+    """a (B, Y), labels (B,) -> -log max(a[label], 1e-8), (B,)."""
     picked = a[np.arange(len(a)), labels]
-    return -np.log(np.maximum(picked, a.dtype.type(ANSWER_FLOOR))).mean(), (a.shape, picked, labels)
+    return -np.log(np.maximum(picked, a.dtype.type(ANSWER_FLOOR))), (a.shape, picked, labels)
 
 
-def answer_loss_backward(dloss, cache):
-    """-> da (B, Y); 0 where the floor holds."""
+def answer_loss_backward(dlosses, cache):
+    """dlosses (B,) -> da (B, Y); 0 where the floor holds."""
     shape, picked, labels = cache
     da = np.zeros(shape, picked.dtype)
     alive = picked > ANSWER_FLOOR
     rows = np.flatnonzero(alive)
-    da[rows, labels[alive]] = -dloss / (len(picked) * picked[alive])
+    da[rows, labels[alive]] = -dlosses[alive] / picked[alive]
     return da
 
 
 def ponder_cost_forward(p, h, kind="p"):
-    """p, h (L, B) -> rho, the sum over layers of p_n (the paper's) or of h_n, mean over sentences.
+    """p, h (L, B) -> rho (B,), the sum over layers of p_n (kind "p", the paper's) or of h_n ("h").
 
     A layer that planning left out counts like any other: leaving it out does not make it certain.
+    Raises InputError for another kind.
     """
-    return (p if kind == "p" else h).sum(0).mean(), (p.shape, p.dtype, kind)
+    known("ponder", kind, PONDER)
+    return (p if kind == "p" else h).sum(0), (len(p), kind)
 
 
-def ponder_cost_backward(dcost, cache):
-    """-> dp (L, B), dh (L, B)."""
-    shape, dtype, kind = cache
-    share = np.full(shape, dcost / shape[1], dtype)
+def ponder_cost_backward(dcosts, cache):
+    """dcosts (B,) -> dp (L, B), dh (L, B)."""
+    layers, kind = cache
+    share = np.tile(dcosts, (layers, 1))
     return (share, np.zeros_like(share)) if kind == "p" else (np.zeros_like(share), share)
 
 
 def heads_loss_forward(z, targets, weights=None):
-    """z, targets (L, B, Y), logits and probabilities -> mean over n, b of CE(y_n, target).
+    """z, targets (L, B, Y), logits and probabilities -> mean over n of CE(y_n, target), (B,).
 
-    weights (L,), which sum to 1: of the layers, else all count the same.
+    weights (L,), which sum to 1, are those of the layers; without them all count the same.
 
     Our addition. With a loss on a_L alone the early heads starve: what a later layer overwrites
     gets no gradient, nothing becomes ready early, and nothing halts.
     """
     log_y = ops.log_softmax(z)
     weights = np.full(len(z), 1 / len(z)) if weights is None else weights
-    weights = (weights / z.shape[1]).astype(z.dtype)[:, None]  # (L, 1)
-    return -((targets * log_y).sum(-1) * weights).sum(), (log_y, targets, weights)
+    weights = weights.astype(z.dtype)[:, None]  # (L, 1)
+    return -((targets * log_y).sum(-1) * weights).sum(0), (log_y, targets, weights)
 
 
-def heads_loss_backward(dloss, cache):
-    """-> dz (L, B, Y)."""
+def heads_loss_backward(dlosses, cache):
+    """dlosses (B,) -> dz (L, B, Y)."""
     log_y, targets, weights = cache
-    return (np.exp(log_y) - targets) * (dloss * weights[..., None]).astype(log_y.dtype)
+    return (np.exp(log_y) - targets) * (dlosses * weights)[..., None]
+
+
+def targets(y, labels, distill: float):
+    """What the heads learn, (L, B, Y): the labels, mixed with a share of the last head's answer.
+
+    distill: that share. The last head learns from the labels alone. y_L counts as a constant.
+    """
+    out = np.tile(np.eye(y.shape[2], dtype=y.dtype)[labels], (len(y), 1, 1))
+    out[:-1] += distill * (y[-1] - out[:-1])
+    return out
+
+
+def loss_forward(z, y, h, u, labels, prices):
+    """The whole loss, -log a_L[label] + tau rho + alpha mean_n CE(y_n).
+
+    z, y (L, B, Y), h (L, B), labels (B,); u (L, B): which layers ran, or None; prices: tau, alpha,
+    distill and ponder as in the record of halting (exits.py). Returns losses (B,), each term's mean
+    by its name, cache.
+    """
+    a, p, sum_cache = accumulate_forward(y, h, u)
+    answer, answer_cache = answer_loss_forward(a, labels)
+    ponder, ponder_cache = ponder_cost_forward(p, h, prices.ponder)
+    heads, heads_cache = heads_loss_forward(z, targets(y, labels, prices.distill))
+    losses = answer + prices.tau * ponder + prices.alpha * heads
+    terms = {"answer": answer.mean(), "ponder": ponder.mean(), "heads": heads.mean()}
+    return losses, terms, (prices, sum_cache, answer_cache, ponder_cache, heads_cache)
+
+
+def loss_backward(dlosses, cache):
+    """dlosses (B,) -> dz, dy (L, B, Y), dh, du (L, B)."""
+    prices, sum_cache, answer_cache, ponder_cache, heads_cache = cache
+    dz = heads_loss_backward(prices.alpha * dlosses, heads_cache)
+    dp, dh_direct = ponder_cost_backward(prices.tau * dlosses, ponder_cache)
+    da = answer_loss_backward(dlosses, answer_cache)
+    dy, dh, du = accumulate_backward(da, dp, sum_cache)
+    return dz, dy, dh + dh_direct, du
 
 
 # ---------------------------------------------------------------------------- when to stop
@@ -207,6 +249,8 @@ def heads_loss_backward(dloss, cache):
 
 def margin(a, p, layers_left: int, bound: str = "tight"):
     """By how much the top class is safe, after some layer: a (B, Y), p (B,) -> (B,) float64.
+
+    bound: "tight" or "paper"; raises InputError for another one.
 
     Let c be the top class of a_n, r the runner-up, d the layers left. Each of those moves at most
     the share p_n of the answer, so the top class keeps at least (1 - p_n)^d of what it has. The
@@ -220,6 +264,7 @@ def margin(a, p, layers_left: int, bound: str = "tight"):
     It is never below the paper's, as 1 - (1 - p)^d <= p d (Bernoulli). Exact up to rounding: the
     classes can only differ where the two leaders end level to the last digits.
     """
+    known("bound", bound, BOUNDS)
     p, (second, top) = np.asarray(p, np.float64), _leaders(a)
     kept = (1 - p) ** layers_left
     if bound == "paper":
@@ -234,7 +279,7 @@ def lead(a):
 
 
 def _leaders(a):
-    """a[r], a[c]: the two highest."""
+    """The two highest, a[r] and a[c]."""
     return np.partition(np.asarray(a, np.float64), -2, axis=-1)[..., -2:].T
 
 

@@ -1,42 +1,22 @@
-"""Pictures of what the other commands write: `python -m minidact.plot FILE --out PICTURE`.
+"""Pictures of what the other commands write: a training's log, and a sweep.
 
-FILE is a training's --log, or what `evaluate --sweep --json` printed. Needs matplotlib.
+`python -m minidact.plot FILE --out PICTURE` draws one. Needs matplotlib.
 """
 
-import argparse
 import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 
-from . import exits
-from .errors import InputError, run_command
+from ..errors import InputError
+from ..mechanisms import MECHANISMS
+from ..mechanisms.exits import RULES
 
 BLUE, ORANGE, GREEN, GREY = "#0b6e99", "#c45500", "#5a8f29", "#7a7a7a"
-OURS = {"halting": BLUE, "planning": GREEN, "tokens": ORANGE, "all": "black"}
+PALETTE = (BLUE, GREEN, ORANGE, "#8a4f9e", "#a07000")
+COLOURS = {"all": "black"} | dict(zip(MECHANISMS, PALETTE, strict=False))  # of a sweep's curves
 NOT_TERMS = {"step", "loss", "lr", "tokens", "tokens_per_s"}  # the log's other keys
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m minidact.plot",
-        description="Draws a training's log, or the result of a sweep.",
-    )
-    p.add_argument("file", help="the --log of train, or the output of evaluate --sweep --json")
-    p.add_argument("--out", required=True, help="the picture (.svg, .png, .pdf, ..)")
-    return p
-
-
-def main() -> None:
-    options = parser().parse_args()
-    check_matplotlib()
-    found = read(options.file)
-    try:
-        figure = sweep(found) if isinstance(found, dict) else training(found)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{options.file} is damaged: {error!r}") from None
-    save(figure, options.out)
 
 
 def check_matplotlib() -> None:
@@ -82,10 +62,11 @@ def sweep(result: dict):
         points = sorted((100 * p["macs_fraction"], p["value"]) for p in points)
         if name == "grid":  # single settings of all knobs, not a curve
             axes.plot(*zip(*points, strict=True), ".", color=GREY, ms=3, label="all, other knobs")
-        elif name in exits.RULES:
+        elif name in RULES:
             axes.plot(*zip(*points, strict=True), ".--", lw=1, ms=4, alpha=0.7, label=name)
         else:
-            axes.plot(*zip(*points, strict=True), "o-", color=OURS[name], lw=2, ms=4, label=name)
+            how = {"color": COLOURS.get(name, GREY), "lw": 2, "ms": 4, "label": name}
+            axes.plot(*zip(*points, strict=True), "o-", **how)
     first = result["points"][0]
     axes.axhline(first["value_full"], color=GREY, lw=0.8, ls=":", label="full model")
     axes.set_xlabel("multiply-adds, % of the full model's")
@@ -123,7 +104,3 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     end = np.arange(1, len(values) + 1)
     begin = np.maximum(end - window, 0)
     return (total[end] - total[begin]) / (end - begin)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -33,22 +33,38 @@ computes, ops (NumPy) or kernels (Numba). Floats keep the dtype they come in.
 This file works on arrays only: it knows neither BERT nor the other mechanisms.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from . import ops
+from .. import ops
+from ..errors import known
+from .record import Knob, Mechanism, Sizes, setting
 
 GATE_BIAS = 2.0  # pi starts at sigmoid(2) = 0.88: one in eight is left out, so both can be compared
-PATH = "planning.path"  # the name of the planner of whole paths
+PREFIX = "planning."  # of the planners' tensors
+PATH = f"{PREFIX}path"  # the name of the planner of whole paths
+PLANNERS = ("steps", "path")
 
 
 def step_name(layer: int) -> str:
     """The name of the planner of one layer, counted from 0."""
-    return f"planning.layer.{layer}"
+    return f"{PREFIX}layer.{layer}"
+
+
+def is_stepwise(planner: str) -> bool:
+    """Is there a planner for every layer ("steps"), or one for all ("path")?"""
+    return known("planner", planner, PLANNERS) == "steps"
 
 
 def names(planner: str, layers: int) -> list[str]:
     """The planners that a model of that many layers has."""
-    return [PATH] if planner == "path" else [step_name(layer) for layer in range(1, layers)]
+    return [step_name(n) for n in range(1, layers)] if is_stepwise(planner) else [PATH]
+
+
+def decisions(planner: str, layers: int) -> int:
+    """How many layers one planner decides on."""
+    return 1 if is_stepwise(planner) else layers - 1
 
 
 def shapes(name: str, size: int, width: int, decisions: int) -> dict:
@@ -125,3 +141,65 @@ def cost_backward(dcost, cache):
     shape, dtype, mean, target = cache
     slope = 1.0 if target is None else 2 * (mean - target)
     return np.full(shape, dcost * slope / np.prod(shape), dtype)
+
+
+# ---------------------------------------------------------------------------- the record
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What planners look like: the key "planning" of config.json."""
+
+    planner: str = setting(
+        "steps", "one before every layer but the first, or one for all, which reads the embeddings",
+        choices=PLANNERS,
+    )  # fmt: skip
+    width: int = setting(
+        64, "width of a planner's hidden layer", least=1, most=65_536, option="planner-width"
+    )
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a training charges for layers.
+
+    explore: in the first steps layers are left out with this probability, whatever the planner
+    says, and it learns nothing: LayerDrop (Fan et al., arXiv 1909.11556), which the backbone must
+    get used to. None: the planner decides.
+    """
+
+    layer_cost: float = setting(0.5, "price of including layers; 0..5", most=1000)
+    layer_target: float | None = setting(
+        None, "share of layers to aim at; the price is of missing it", most=1
+    )
+    explore: float | None = setting(0.2, "at first, layers are left out so often, blindly", most=1)
+    explore_share: float = setting(0.3, "share of the steps in which they are", most=1)
+
+
+def _shapes(shape: Planning, sizes: Sizes) -> dict:
+    size, table = (sizes.hidden, shape.width, decisions(shape.planner, sizes.layers)), {}
+    for name in names(shape.planner, sizes.layers):
+        table |= shapes(name, *size)
+    return table
+
+
+def _start(own: dict, shape: Planning, prices: Prices) -> None:
+    for name, array in own.items():
+        if name.endswith(".gate.bias"):
+            array[:] = GATE_BIAS
+
+
+def _macs(shape: Planning, sizes: Sizes) -> int:
+    """The multiply-adds of asking one planner once."""
+    return shape.width * (sizes.hidden + decisions(shape.planner, sizes.layers))
+
+
+THRESHOLD = Knob(
+    0.5, "planning: a layer is included if its gate is at least this; more leaves out more layers",
+    sweep=(0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99, 1.01), grid=(0.5, 0.9),
+)  # fmt: skip
+
+PLANNING = Mechanism(
+    name="planning", prefix=PREFIX, shape=Planning, prices=Prices,
+    knobs={"threshold": THRESHOLD}, shapes=_shapes, start=_start, macs=_macs, least_layers=2,
+)  # fmt: skip

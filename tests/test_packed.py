@@ -10,10 +10,11 @@ import pytest
 from conftest import ROOT, offsets_strategy, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from test_gradients import random_params, small_config
+from networks import random_params, small_config
 
-from minidact import bert, jit, ops, ragged
-from minidact.inference import Encoder
+from minidact import bert, ops, ragged
+from minidact.fast import jit
+from minidact.fast.packed import Encoder
 
 
 def encoder_and_params(rng, halves=True, **sizes):
@@ -81,7 +82,7 @@ def test_the_number_of_threads_changes_no_bit(rng):
 @pytest.mark.parametrize("width", sorted({16, 8, 4} - {jit.WIDTH}))
 def test_other_vector_widths(width):
     """The tests of kernels, goldens and packed layers once more, as on another processor."""
-    names = [f"tests/test_{name}.py" for name in ("kernels", "golden", "inference")]
+    names = [f"tests/test_{name}.py" for name in ("kernels", "golden", "packed")]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names],
         env={**os.environ, "MINIDACT_VECTOR_WIDTH": str(width)},
@@ -94,9 +95,9 @@ def test_other_vector_widths(width):
 
 def test_an_unknown_width_is_refused():
     result = subprocess.run(
-        [sys.executable, "-c", "import minidact.jit"],
+        [sys.executable, "-c", "import minidact.fast.jit"],
         env={**os.environ, "MINIDACT_VECTOR_WIDTH": "7"},
         capture_output=True,
         text=True,
     )
-    assert "MINIDACT_VECTOR_WIDTH is '7', not 16, 8 or 4" in result.stderr
+    assert "MINIDACT_VECTOR_WIDTH is '7'; there are: 16, 8, 4" in result.stderr

@@ -5,62 +5,66 @@
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 
-from . import exits
-from .config import Config
-from .errors import InputError
+from ..config import Config
+from ..mechanisms import MECHANISMS
+from ..mechanisms.exits import HEADS, RULES
+from ..mechanisms.record import Knob
+from ..options import choose
 
-SLACKS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 1.0)
-THRESHOLDS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99, 1.01)
-KEEPS = (0.25, 0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 3.0, 5.0)
 LOW_HALF = 0.5  # the area is taken from one layer's share of the multiply-adds up to this
+Point = tuple[str, dict[str, Any]]  # a curve's name, keyword arguments for Model.knobs
 
 
-def settings(config: Config, curves: str | None = None) -> list[tuple[str, dict]]:
-    """(name of the curve, keyword arguments for Model.knobs) of every point.
+def settings(config: Config, curves: str | None = None) -> list[Point]:
+    """Every point to evaluate.
 
     curves: names by commas, of those the model can be swept over; None: all. Raises InputError.
     """
     points = list(_settings(config))
     if curves is None:
         return points
-    known, wanted = dict.fromkeys(name for name, _ in points), curves.split(",")
-    for name in wanted:
-        if name not in known:
-            raise InputError(f"--curves {name!r} is unknown here; there is {', '.join(known)}")
+    wanted = choose("curves", curves, dict.fromkeys(name for name, _ in points))
     return [point for point in points if point[0] in wanted]
 
 
-def _settings(config: Config) -> Iterator[tuple[str, dict]]:
-    carried, dact = config.mechanisms, config.halting and config.halting.trained == "dact"
-    if dact:
-        for slack in SLACKS:
-            yield "halting", {"use": ("halting",), "slack": slack}
-    if "planning" in carried:
-        for threshold in THRESHOLDS:
-            yield "planning", {"use": ("planning",), "threshold": threshold}
-    if "tokens" in carried:
-        for keep in KEEPS:
-            yield "tokens", {"use": ("tokens",), "keep": keep}
-    if len(carried) > 1:  # "all": one knob, as for each alone; "grid": all knobs, for --budget
-        knob, values = ("slack", SLACKS) if dact else ("keep", KEEPS)
-        for value in values:
-            yield "all", {"use": carried, knob: value}
-        thresholds = (0.5, 0.9) if "planning" in carried else (0.5,)
-        keeps = (0.4, 0.6, 1.0, 1.6) if "tokens" in carried else (1.0,)
-        for slack, threshold, keep in product(SLACKS[::2] if dact else (0.0,), thresholds, keeps):
-            if (threshold, keep) != (0.5, 1.0):
-                knobs = {"slack": slack, "threshold": threshold, "keep": keep}
-                yield "grid", {"use": carried, **knobs}
-    if "halting" in carried:
-        own = exits.OWN_RULE[config.halting.trained]
-        for name, rule in exits.RULES.items():
-            if dact or name in (own, "fixed", "confidence"):
-                depths = range(1, config.num_hidden_layers + 1)
-                for at in depths if name == "fixed" else rule.range:
-                    yield name, {"use": ("halting",), "rule": name, "at": at}
+def _settings(config: Config) -> Iterator[Point]:
+    halting, carried = config.mechanisms.get("halting"), tuple(config.mechanisms)
+    own = halting and RULES[HEADS[halting.trained].rule]
+    for name in carried:
+        for key, knob in _swept(name, own).items():
+            for value in knob.sweep:
+                yield name, {"use": (name,), key: value}
+    knobs = {key: knob for name in carried for key, knob in _swept(name, own).items()}
+    if len(carried) > 1 and knobs:
+        first = next(iter(knobs))
+        for value in knobs[first].sweep:  # one knob, as for each alone
+            yield "all", {"use": carried, first: value}
+        for values in product(*(knob.grid for knob in knobs.values())):  # all knobs, for --budget
+            chosen = dict(zip(knobs, values, strict=True))
+            if any(chosen[key] != knobs[key].usual for key in knobs if key != first):
+                yield "grid", {"use": carried, **chosen}
+    if halting:
+        yield from _rules(config, own)
+
+
+def _swept(name: str, own: Any) -> dict[str, Knob]:
+    """A mechanism's knobs that have a range; of halting's, the one that its own rule is set by."""
+    knobs = {key: knob for key, knob in MECHANISMS[name].knobs.items() if knob.sweep}
+    return {key: k for key, k in knobs.items() if name != "halting" or key == own.set_by}
+
+
+def _rules(config: Config, own: Any) -> Iterator[Point]:
+    """The rules that answer with one layer's y: all on DACT's heads, else what goes with them."""
+    for name, rule in RULES.items():
+        if rule.averages or not (own.averages or rule is own or name in ("fixed", "confidence")):
+            continue
+        depths = range(1, config.num_hidden_layers + 1)
+        for at in depths if name == "fixed" else rule.knob.sweep:
+            yield name, {"use": ("halting",), "rule": name, "at": at}
 
 
 def sweep(settings: list, evaluate: Callable[[dict, dict | None], dict], progress=iter) -> dict:
@@ -101,7 +105,7 @@ def budgets(points: list[dict]) -> list[dict]:
     """The points that nothing cheaper beats, cheapest first: what --budget chooses from."""
     chosen, best = [], -np.inf
     for point in sorted(points, key=lambda p: (p["macs_fraction"], -p["value"])):
-        if point["curve"] not in exits.RULES and point["value"] > best:
+        if point["curve"] not in RULES and point["value"] > best:
             best = point["value"]
             share = round(point["macs_fraction"], 4)
             chosen.append({"macs_fraction": share, "knobs": point["knobs"]})

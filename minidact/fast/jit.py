@@ -1,9 +1,9 @@
 """How the kernels are compiled: Numba's flags, the host's vectors, and where machine code is kept.
 
 Numba's own cache on disk looks at the age of one source file. Our kernels call each other across
-files, so machine code lies in a directory named after the content of all of them, the processor and
-the vector width: neither an edit nor another machine can meet code that was compiled for something
-else.
+files, so machine code lies in a directory named after the content of every file in this folder, the
+processor and the vector width: neither an edit nor another machine can meet code that was compiled
+for something else. So a kernel belongs in this folder, and need not be listed anywhere.
 """
 
 import hashlib
@@ -17,13 +17,9 @@ from pathlib import Path
 import numba
 from llvmlite import binding
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from ..errors import InputError
+from ..files import locked
 
-# files with kernels in them
-COMPILED = ("jit", "special", "gemm", "attention", "kernels", "inference")
 REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order; NaN, inf stay
 
 
@@ -35,7 +31,7 @@ def _vector_width() -> int:
     forced = os.environ.get("MINIDACT_VECTOR_WIDTH")
     if forced is not None:
         if forced not in ("16", "8", "4"):
-            raise ValueError(f"MINIDACT_VECTOR_WIDTH is {forced!r}, not 16, 8 or 4")
+            raise InputError(f"MINIDACT_VECTOR_WIDTH is {forced!r}; there are: 16, 8, 4")
         return int(forced)
     return 16 if _HOST.get("avx512f") else 8 if _HOST.get("avx2") and _HOST.get("fma") else 4
 
@@ -53,7 +49,7 @@ HALVES = bool(_HOST.get("f16c")) or platform.machine().lower() in ("arm64", "aar
 def _cache_directory() -> str | None:
     """The first of these that can be written to; None: machine code is not kept."""
     here = Path(__file__).parent
-    content = [(here / f"{name}.py").read_bytes() for name in COMPILED]
+    content = [file.read_bytes() for file in sorted(here.glob("*.py"))]
     content.append(f"{numba.__version__} {binding.get_host_cpu_name()}".encode())
     version = hashlib.sha256(b"".join(content)).hexdigest()[:12]
     name = f"minidact-{sys.implementation.cache_tag}-{WIDTH}-"
@@ -88,16 +84,14 @@ def _one_at_a_time(save):
     weights and one for 16 bits, could each end up with the other's code under their name.
     """
 
-    def locked(*arguments):
+    def save_alone(*arguments):
         try:
-            with open(os.path.join(_DIRECTORY, "lock"), "w") as file:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX)
+            with locked(Path(_DIRECTORY) / "lock"):
                 save(*arguments)
         except OSError:  # the disk is full, or the directory gone: used now, compiled again later
             pass
 
-    return locked
+    return save_alone
 
 
 def jit(parallel=False, fastmath=REORDER):

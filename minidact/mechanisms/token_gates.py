@@ -37,11 +37,18 @@ the dtype they come in, bins are int64.
 This file works on arrays only: it knows neither BERT nor the other mechanisms.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from . import ragged
+from .. import ragged
+from ..errors import known
+from .record import Knob, Mechanism, Sizes, setting
 
-NAME = "tokens.gates"
+PREFIX = "tokens."  # of the gates' one tensor
+NAME = f"{PREFIX}gates"
+RANKS = ("relative", "absolute")
+POOLS = ("last", "left")
 OPEN = 0.5  # a gate below this is closed
 
 
@@ -53,12 +60,14 @@ def shapes(layers: int, bins: int) -> dict:
 # ---------------------------------------------------------------------------- ranks
 
 
-def bins_of(significance, there, offsets, bins: int, relative: bool = True, keep: float = 1.0):
+def bins_of(significance, there, offsets, bins: int, ranks: str = "relative", keep: float = 1.0):
     """Each token's bin (T,), or -1 where no gate is asked: [CLS], and tokens dropped before.
 
-    significance (T,); there (T,) bool: not dropped yet. keep: ranks count 1 / keep of what they
-    are, so that more than 1 keeps more tokens, and less keeps fewer.
+    significance (T,); there (T,) bool: not dropped yet; ranks: "relative" or "absolute". keep:
+    ranks count 1 / keep of what they are, so that more than 1 keeps more tokens, and less keeps
+    fewer. Raises InputError for other ranks.
     """
+    known("ranks", ranks, RANKS)
     first, n = offsets[:-1], ragged.lengths(offsets)
     sentence, place = np.repeat(np.arange(len(n)), n), ragged.positions(offsets)
     # in a sentence [CLS] comes first, then who is there, then the rest
@@ -67,7 +76,7 @@ def bins_of(significance, there, offsets, bins: int, relative: bool = True, keep
     rank = np.empty(len(order), np.int64)
     rank[order] = place
     alive = np.add.reduceat(there.astype(np.int64), first) - 1  # beside [CLS]
-    if relative:
+    if ranks == "relative":
         others = np.maximum(np.repeat(alive, n), 1)
         index = (rank - 1) * bins / (others * keep)
     else:
@@ -93,6 +102,11 @@ def gates_backward(dg, cache):
 def stays(gates, index):
     """Which rows go on (T,) bool: the hard gates."""
     return (index < 0) | (gates[index] >= OPEN)
+
+
+def counts_what_is_left(pool: str) -> bool:
+    """Does the mean of a sentence's rows count only those left ("left"), or all ("last")?"""
+    return known("pool", pool, POOLS) == "left"
 
 
 # ---------------------------------------------------------------------------- costs
@@ -128,10 +142,69 @@ def bimodal_backward(dcost, cache):
 
 
 def decided(gates):
-    """The gates as inference takes them: each 0 or 1."""
+    """The gates as inference takes them, each 0 or 1."""
     return (gates >= OPEN).astype(gates.dtype)
 
 
 def undecided(gates) -> float:
     """Mean of min(g, 1 - g): how far the gates are from 0 and 1."""
     return float(np.minimum(gates, 1 - gates).mean())
+
+
+# ---------------------------------------------------------------------------- the record
+
+
+@dataclass(frozen=True)
+class TokenGates:
+    """What token gates look like: the key "tokens" of config.json."""
+
+    bins: int = setting(16, "gates of a layer", least=1, most=4_096)
+    ranks: str = setting(
+        "relative", "what a gate is for: ranks relative to a sentence's length, or absolute",
+        choices=RANKS,
+    )  # fmt: skip
+    pool: str = setting(
+        "last", "the mean of a sentence's rows counts a dropped one as it last was, or only those "
+        "left", choices=POOLS,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a training charges for tokens, and how fast gates move."""
+
+    token_cost: float = setting(0.5, "price of keeping tokens (lambda_1); 0..5", most=1000)
+    bimodal: float = setting(
+        0.5, "price of a gate between 0 and 1 (lambda_2); in the last tenth of the steps gates are "
+        "0 or 1", most=1000,
+    )  # fmt: skip
+    gate_lr: float | None = setting(
+        None, "peak rate of the token gates; default: 10 / steps, at most 0.1, so that a gate can "
+        "close and open again in a run of any length", most=1,
+    )  # fmt: skip
+    freeze_gates: bool = setting(
+        False, "second of two stages: --init's token gates, set to 0 or 1, stay as they are"
+    )
+
+
+def _shapes(shape: TokenGates, sizes: Sizes) -> dict:
+    return shapes(sizes.layers, shape.bins)
+
+
+def _start(own: dict, shape: TokenGates, prices: Prices) -> None:
+    own[NAME][:] = 1
+
+
+def _macs(shape: TokenGates, sizes: Sizes) -> int:
+    return 0  # token gates only sort
+
+
+KEEP = Knob(
+    1.0, "token gates: more than 1 keeps more tokens, less keeps fewer", least=1e-3,
+    sweep=(0.25, 0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 3.0, 5.0), grid=(0.4, 0.6, 1.0, 1.6),
+)  # fmt: skip
+
+TOKEN_GATES = Mechanism(
+    name="tokens", prefix=PREFIX, shape=TokenGates, prices=Prices,
+    knobs={"keep": KEEP}, shapes=_shapes, start=_start, macs=_macs, least_layers=2,
+)  # fmt: skip

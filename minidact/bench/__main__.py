@@ -9,7 +9,6 @@ for all. The peers need `pip install "minidact[bench]"`; without them, only our 
 import argparse
 import importlib.util
 import json
-import math
 import os
 import subprocess
 import sys
@@ -23,11 +22,14 @@ import numba
 import numpy as np
 from tqdm import tqdm
 
-from . import checkpoint, data, evaluate, gemm, kernels, macs, model
+from .. import checkpoint, data, evaluate, network
+from ..errors import InputError, run_command
+from ..fast import kernels
+from ..fast.packed import Encoder
+from ..model import Model
+from ..options import comma_list
 from .contenders import CONTENDERS, NEEDS
-from .errors import InputError, run_command
-from .inference import Encoder
-from .predict import Model
+from .limits import limits, quickest
 
 TEXT = "a gripping, funny, humane film"
 
@@ -55,7 +57,7 @@ def main() -> None:
         if not least <= getattr(options, name) <= highest:
             value = getattr(options, name)
             raise InputError(f"--{name} is {value}; it must be {least} to {highest}")
-    names = installed() if options.only is None else options.only.split(",")
+    names = installed() if options.only is None else comma_list(options.only)
     for name in names:
         if name not in CONTENDERS:
             raise InputError(f"no contender {name!r}; there are: {', '.join(CONTENDERS)}")
@@ -114,51 +116,11 @@ def token_ids(shipped, examples):
 
 def random_config(config, layers):
     """A plain BERT classifier with the sizes of the model that ships."""
-    nothing = {"halting": None, "planning": None, "tokens": None, "budgets": ()}
+    nothing = {"mechanisms": {}, "budgets": ()}
     return replace(config, num_hidden_layers=layers, summary="cls", **nothing)
 
 
-# ---------------------------------------------------------------------------- limits
-
-
-@numba.njit(parallel=True)
-def _multiply_in_cache(x, panel, start, out, repeat):
-    for t in numba.prange(len(out)):
-        for _ in range(repeat):
-            gemm.multiply(x[:, : x.shape[1]], panel, start, out[t][:, : gemm.PANEL])
-
-
-def limits() -> dict:
-    """What the machine can do: GFLOP/s of products in the first cache, GB/s read from memory."""
-    threads, depth, repeat = numba.get_num_threads(), 256, 2000
-    x, start = np.ones((gemm.TILE, depth), np.float32), np.ones(gemm.PANEL, np.float32)
-    panel = aligned_ones(depth + gemm.AHEAD, gemm.PANEL)[:depth]
-    out = np.empty((threads, gemm.TILE, gemm.PANEL), np.float32)
-    flop = 2 * threads * repeat * out[0].size * depth
-    peak = flop / quickest(lambda: _multiply_in_cache(x, panel, start, out, repeat)) / 1e9
-    panels = aligned_ones(2**28 // (4 * 384 * gemm.PANEL), 384, gemm.PANEL)  # 256 MiB
-    row, starts = np.ones((1, 384), np.float32), np.zeros((len(panels), gemm.PANEL), np.float32)
-    long = np.empty((1, starts.size), np.float32)
-    seconds = quickest(lambda: gemm.linear_packed(row, panels, starts, False, long))
-    return {"gflops": peak, "gb_per_s": panels.nbytes / seconds / 1e9}
-
-
-def aligned_ones(*shape):
-    """Ones that begin where a line of memory does, as packed weights do."""
-    ones = gemm.aligned(math.prod(shape)).reshape(shape)
-    ones[:] = 1
-    return ones
-
-
-def quickest(run, times=10) -> float:
-    """Seconds of the best of some runs, after one that does not count."""
-    run()
-    seconds = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+# ---------------------------------------------------------------------------- whole processes
 
 
 def startup() -> dict:
@@ -197,7 +159,7 @@ class Worker:
             ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "minidact.contenders", name, directory, str(threads)],
+            [sys.executable, "-m", "minidact.bench.contenders", name, directory, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={**os.environ, **count},
         )  # fmt: skip
@@ -221,7 +183,7 @@ class Worker:
 def workers(config, tokenizer, names, threads):
     """The contenders, all with the same random weights, for as long as the block lasts."""
     with tempfile.TemporaryDirectory() as directory:
-        params = model.init_params(config, np.random.default_rng(0))
+        params = network.init_params(config, np.random.default_rng(0))
         checkpoint.save(directory, config, params, tokenizer)
         all_of_them = [Worker(name, directory, threads) for name in names]
         try:
@@ -292,7 +254,7 @@ def add_shares(row, config, limits) -> None:
     """What part of the machine's limits our time is: products done, weights read once a batch."""
     lengths, seconds = np.array(row["lengths"]), row["ms"].get("minidact", np.inf) / 1e3
     passes = 3 if row["kind"] == "train" else 1
-    flop = 2 * passes * macs.full_macs(config, lengths).sum()
+    flop = 2 * passes * network.full_macs(config, lengths).sum()
     row["share_of_flops"] = flop / seconds / 1e9 / limits["gflops"]
     if len(lengths) == 1:
         c, f = config.hidden_size, config.intermediate_size
@@ -323,7 +285,7 @@ def adaptive(shipped, examples, rounds) -> list[dict]:
 
 def growth(config) -> list[dict]:
     """Milliseconds as tokens, sentences and layers grow; attention's part grows quadratically."""
-    out, params = [], model.init_params(config, np.random.default_rng(0))
+    out, params = [], network.init_params(config, np.random.default_rng(0))
     for what, sentences, tokens, layers in (
         *(("tokens", 1, n, config.num_hidden_layers) for n in (16, 32, 64, 128, 256, 512)),
         *(("sentences", b, 16, config.num_hidden_layers) for b in (1, 2, 4, 8, 16, 32)),

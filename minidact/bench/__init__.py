@@ -1,0 +1,1 @@
+"""What times: minidact against its peers and against the limits of the machine."""

@@ -1,0 +1,1 @@
+"""What makes it fast: everything that Numba compiles. ops.py and bert.py are the definition."""

@@ -1,0 +1,75 @@
+"""Writing files so that nothing is lost: whole or not at all, and no two processes at once."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def make_directory(path: Path) -> None:
+    """mkdir -p, with a clear sentence where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be made a directory: {error.strerror}") from None
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes to the side, flushes to the disk, moves into place: whole, or not at all."""
+    name = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {error.strerror}") from None
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Holds a file or directory as long as the block lasts; other processes wait for it.
+
+    A file is made if it is not there. With wait=False, raises BlockingIOError if another process
+    holds it. Where the file system has no locks, the block runs without one.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    handle = os.open(path, flags, 0o644)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Holds a directory as long as the block lasts; raises InputError if another process does."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(directory, wait=False))
+        except BlockingIOError:
+            raise InputError(
+                f"another run is writing to {directory}; choose another --out"
+            ) from None
+        yield

@@ -1,0 +1,186 @@
+"""The commands' options: what training offers, and what infer and evaluate share.
+
+An option is said once, as a Knob: by the mechanism that it is of (mechanisms/), or in a table here.
+Its name, type, default, bounds and help on the command line follow from that.
+"""
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from . import metrics, optim
+from .config import SUMMARIES
+from .errors import InputError
+from .mechanisms import KNOBS, MECHANISMS
+from .mechanisms.record import Knob, knobs_of
+from .model import BATCH_SIZE, BUDGET
+
+STATE = "training.safetensors"  # in --out while a run is under way: all that resuming needs
+
+# ---------------------------------------------------------------------------- from Knob to option
+
+
+def comma_list(text: str | None) -> list[str]:
+    """What stands between commas, blanks stripped and empty places left out."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def choose(option: str, text: str | None, choices: Iterable[str]) -> list[str]:
+    """A comma list of choices; raises InputError for what is none of them."""
+    choices, names = tuple(choices), comma_list(text)
+    for name in names:
+        if name not in choices:
+            raise InputError(f"--{option} {name!r} is unknown; there are: {', '.join(choices)}")
+    return names
+
+
+def flag(name: str, knob: Knob) -> str:
+    return "--" + (knob.option or name.replace("_", "-"))
+
+
+def add_knob(parser: argparse.ArgumentParser, name: str, knob: Knob, default: Any = "") -> None:
+    """An option for a knob; it is absent from the namespace where it is not given.
+
+    default: what help says of that, where it is not the knob's usual value.
+    """
+    how: dict[str, Any] = {"type": int if isinstance(knob.usual, int) else float}
+    if isinstance(knob.usual, bool):
+        how = {"action": "store_const", "const": not knob.usual}
+    elif knob.choices:
+        how = {"choices": knob.choices}
+    shown = default or ("" if knob.usual in (None, False, True) else knob.usual)
+    text = knob.help.replace("%", "%%") + (f" (default: {shown})" if shown != "" else "")
+    parser.add_argument(flag(name, knob), dest=name, default=argparse.SUPPRESS, help=text, **how)
+
+
+def fill(options: argparse.Namespace, knobs: dict[str, Knob], usual: bool = True) -> None:
+    """Fills in what was not given, the usual values or None; raises InputError for a misfit."""
+    for name, knob in knobs.items():
+        if not hasattr(options, name):
+            setattr(options, name, knob.usual if usual else None)
+        elif wrong := knob.misfit(getattr(options, name)):
+            raise InputError(f"{flag(name, knob)} is {getattr(options, name)}{wrong}")
+
+
+# ---------------------------------------------------------------------------- infer and evaluate
+
+ANSWERING = {"batch_size": BATCH_SIZE, "budget": BUDGET}
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model, and what of it is adaptive."""
+    add = parser.add_argument
+    add(
+        "--model", help="a directory, a hub id, or a name in weights/ (default: the one that ships)"
+    )
+    add("--full", action="store_true", help="nothing adaptive: every layer runs")
+    names = ", ".join(MECHANISMS)
+    add("--use", help=f"mechanisms to switch on, by commas, of {names} (default: all it carries)")
+    for name, knob in (KNOBS | ANSWERING).items():
+        add_knob(parser, name, knob)
+
+
+def how_to_answer(options: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments for calling a Model; raises InputError for options that misfit."""
+    if options.full and options.use:
+        raise InputError("--full switches everything off, and --use something on: choose one")
+    fill(options, KNOBS | ANSWERING)
+    use = comma_list(options.use) if options.use is not None else () if options.full else None
+    return {"use": use, "budget": options.budget} | {name: getattr(options, name) for name in KNOBS}
+
+
+# ---------------------------------------------------------------------------- train
+
+FILES = {
+    "data": "training file: .tsv (GLUE's layouts or your own), .csv or .jsonl",
+    "dev": "file to score after every epoch",
+    "init": "model to start from: a directory, a hub id, or a name in weights/",
+    "out": "directory to write the model to",
+    "log": "a .jsonl file, one object per step",
+    "use": f"mechanisms to train, by commas, of {', '.join(MECHANISMS)} (default: --init's)",
+    "label_names": "names for a file's labels 0, 1, .., by commas",
+}
+PLAIN = {
+    "metric": Knob(
+        None, "default: by the file's layout, else accuracy", choices=tuple(metrics.METRICS)
+    ),
+    "regression": Knob(False, "labels are numbers to predict, not classes"),
+    "max_length": Knob(128, "longer texts are cut to so many tokens", 3, 1_000_000),
+    "summary": Knob(None, "what the heads read; default: as config.json says", choices=SUMMARIES),
+    "epochs": Knob(3, "1..10; small data sets need more", 1, 10_000),
+    "batch_size": Knob(32, "16 or 32 are usual", 1, 100_000),
+    "lr": Knob(3e-5, "peak rate of the backbone and of a classifier kept; 2e-5..1e-4", 0, 1),
+    "head_lr": Knob(1e-3, "peak rate of what is new, and of the mechanisms' parts", 0, 1),
+    "schedule": Knob("linear", "after the warm-up", choices=optim.SCHEDULES),
+    "warmup": Knob(0.1, "share of the steps with a rising rate", 0, 1),
+    "weight_decay": Knob(0.01, "of matrices", 0, 1),
+    "dropout": Knob(None, "default: as the backbone's config.json says (0.1)", 0, 0.99),
+    "average": Knob(
+        0.0, "score and save a moving average of the weights that decays so much a step: 0.999 is "
+        "some 1000 steps", 0, 1,
+    ),
+    "seed": Knob(0, "of all that is drawn", 0, 2**63),
+    "no_shuffle": Knob(False, "take the examples as they come"),
+    "dtype": Knob("float32", "of the saved weights", choices=("float32", "float16")),
+    "keep": Knob("last", "the epoch whose weights to save", choices=("last", "best")),
+    "save_every": Knob(500, "steps between two checkpoints", 1, 10**9),
+}  # fmt: skip
+SHAPES = {name: k for m in MECHANISMS.values() for name, k in knobs_of(m.shape).items()}
+PRICES = {name: k for m in MECHANISMS.values() for name, k in knobs_of(m.prices).items()}
+
+
+def training_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m minidact.train",
+        description="Fine-tunes a BERT, with the mechanisms you choose, on a labelled file.",
+    )
+    for name, text in FILES.items():
+        p.add_argument(
+            flag(name, Knob(None, "")), required=name == "out", default=argparse.SUPPRESS, help=text
+        )
+    p.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, with its options"
+    )
+    for name, knob in PLAIN.items():
+        add_knob(p, name, knob)
+    for name, knob in SHAPES.items():
+        add_knob(p, name, knob, f"--init's, else {knob.usual}")
+    for name, knob in PRICES.items():
+        add_knob(p, name, knob)
+    return p
+
+
+def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """A training's options, filled in and checked before anything is read or written.
+
+    Of a mechanism's shape what is not given is None. Raises InputError for what cannot work.
+    """
+    options = training_parser().parse_args(arguments)
+    given = set(vars(options)) - {"out", "resume"}
+    if options.resume:
+        if given:
+            knobs = PLAIN | SHAPES | PRICES
+            names = ", ".join(flag(name, knobs.get(name, Knob(None, ""))) for name in sorted(given))
+            raise InputError(f"--resume goes on with the run's own options: leave out {names}")
+        return options
+    for name in FILES:
+        setattr(options, name, getattr(options, name, None))
+        if name in ("data", "dev", "init") and getattr(options, name) is None:
+            raise InputError(f"--{name} is missing")
+    fill(options, PLAIN | PRICES)
+    fill(options, SHAPES, usual=False)
+    if options.use is not None:
+        choose("use", options.use, MECHANISMS)
+    for name in ("config.json", STATE):
+        if (Path(options.out) / name).exists():
+            raise InputError(
+                f"{options.out} holds a model already ({name}); choose another --out, or --resume"
+            )
+    for name in ("data", "dev", "out", "log"):  # so that --resume works from any directory
+        if getattr(options, name) is not None:
+            setattr(options, name, os.path.abspath(getattr(options, name)))
+    if os.path.exists(options.init):
+        options.init = os.path.abspath(options.init)
+    return options

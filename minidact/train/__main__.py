@@ -1,0 +1,295 @@
+"""Fine-tuning: `python -m minidact.train --data train.tsv --dev dev.tsv --init DIR --out DIR`.
+
+It reads the files, decides what is kept of the model to start from (start.py), then learns from one
+ragged batch a step (learn.py), and saves on the way. All randomness of a step follows from
+(seed, step) alone, so a resumed run goes on to the same weights, bit for bit.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from .. import checkpoint, data, files, metrics, network, optim, soft
+from ..config import Config
+from ..errors import InputError, run_command
+from ..mechanisms import exits, token_gates
+from ..model import Model
+from ..network import Network
+from ..options import STATE, training_options
+from .learn import DECIDED, learn, prices_at
+from .start import Start, build, prices_of, read_examples
+
+AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass over all weights
+# How long a thread of GNU's OpenMP waits awake for the others. By default it is milliseconds, and
+# where other programs run, too, those who wait keep those who are waited for from working.
+SPINS = "1000"
+
+
+def main() -> None:
+    options = training_options()
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when the first kernel starts threads
+    if options.resume:
+        options, start, progress = read_state(Path(options.out))
+        train = read_examples(options, options.data)
+    else:
+        train = read_examples(options, options.data)
+        start = build(options, train)
+        average = {n: p.copy() for n, p in start.params.items()} if options.average else {}
+        progress = Progress(average, optim.zero_moments(start.params), 0, -math.inf)
+    run = Run(options, start, progress, train)
+    files.make_directory(Path(options.out))
+    with files.alone_in(Path(options.out)):
+        run.go()
+
+
+class Progress(NamedTuple):
+    """How far a run is: the moving average or {}, AdamW's moments, steps done, best dev score."""
+
+    average: dict[str, np.ndarray]
+    moments: tuple[dict, dict]
+    done: int
+    best: float
+
+
+class Run:
+    """One training run: what it works on, and its loop."""
+
+    def __init__(
+        self, options: argparse.Namespace, start: Start, progress: Progress, train: data.Examples
+    ):
+        self.options, self.start = options, start
+        self.config, self.params, self.new, self.tokenizer, _ = start
+        self.average, self.moments, self.done, self.best = progress
+        self.prices, self.calc = prices_of(options), network.calculus(self.params)
+        self.training_config, p = self.config, options.dropout
+        if p is not None:
+            dropout = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
+            self.training_config = replace(self.config, **dropout)
+        halting = self.config.mechanisms.get("halting")
+        self.frozen = halting is not None and exits.HEADS[halting.trained].frozen
+        dev = read_examples(options, options.dev)
+        regression = self.config.problem_type == "regression"
+        self.metric = metrics.choose(options.metric, train.metric, regression)
+        most = min(options.max_length, self.config.max_position_embeddings)
+        self.tokenizer.enable_truncation(most)
+        self.sentences = data.encode(self.tokenizer, train.texts, train.pairs)
+        self.labels = data.label_ids(train, self.config, options.data)
+        self.dev_sentences = data.encode(self.tokenizer, dev.texts, dev.pairs)
+        self.dev_labels = data.label_ids(dev, self.config, options.dev)
+        self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
+        self.total = self.per_epoch * options.epochs
+
+    def go(self) -> None:
+        """Trains to the end; saves on the way, and on Ctrl-C."""
+        out = Path(self.options.out)
+        # Ctrl-C waits for the end of the step: a half-updated model is no checkpoint
+        interrupted: list[bool] = []
+        before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+        for leftover in out.glob(f".{STATE}.*"):  # of a run that was killed while it saved
+            leftover.unlink()
+        log = open_log(self.options.log, self.done)
+        self.save_state()
+        print(f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels")
+        print(self.start.note or f"goes on after step {self.done}", flush=True)
+        try:
+            with tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True) as bar:
+                while self.done < self.total and not interrupted:
+                    self.turn(bar, log)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if log:
+                log.close()
+        if self.done < self.total:
+            self.save_state()
+            print(f"stopped and saved after step {self.done}; {self.way_on()}")
+            sys.exit(130)
+        if self.options.keep == "last":
+            self.save_model()
+        (out / STATE).unlink(missing_ok=True)
+        print(f"saved {out}")
+
+    def turn(self, bar: Any, log: Any) -> None:
+        """One step, and what falls due after it: the log, an epoch's report, a checkpoint."""
+        record = self.step(self.done)
+        self.done += 1
+        bar.update()
+        rate = f"{record['tokens_per_s']:.0f}"
+        bar.set_postfix({"loss": f"{record['loss']:.3f}", "tokens/s": rate})
+        if log:
+            log.write(json.dumps(record) + "\n")
+        if self.done % self.per_epoch == 0:
+            text, value = self.report()
+            bar.write(f"epoch {self.done // self.per_epoch}: {text}", file=sys.stdout)
+            sys.stdout.flush()
+            if value > self.best and self.options.keep == "best":
+                self.save_model()
+            self.best = max(self.best, value)
+        if self.done % self.options.save_every == 0 and self.done < self.total:
+            self.save_state()
+
+    def step(self, step: int) -> dict[str, Any]:
+        """One batch is learnt, gates and average follow. Returns the log's record."""
+        o, begin = self.options, time.perf_counter()
+        chosen = self.batch_at(step)
+        batch = data.to_batch([self.sentences[i] for i in chosen])
+        # a backbone that stays as it is drops nothing
+        rng = None if self.frozen else np.random.default_rng([o.seed, 2, step])
+        net = Network(self.params, self.training_config, self.calc, rng)
+        prices = prices_at((step + 1) / self.total, self.prices)
+        share = optim.schedule(step, self.total, o.warmup, o.schedule)
+        work = (batch, self.labels[chosen], prices, self.moments, step, self.rates(step, share))
+        try:
+            terms = learn(net, *work, weight_decay=o.weight_decay)
+        except InputError as error:
+            raise InputError(
+                f"{error}: training stops here; the last checkpoint in {o.out} is good (try a "
+                "lower --lr)"
+            ) from None
+        terms |= self.after(step)
+        tokens, seconds = len(batch.ids), time.perf_counter() - begin
+        record = {"step": step, "loss": float(terms.pop("loss")), "lr": o.lr * share}
+        record |= {"tokens": tokens, "tokens_per_s": tokens / seconds}
+        record |= {name: float(value) for name, value in terms.items()}
+        return record | ({"tau": prices["halting"].tau} if "ponder" in terms else {})
+
+    def batch_at(self, step: int) -> np.ndarray:
+        """Which examples a step learns from."""
+        o, (epoch, place) = self.options, divmod(step, self.per_epoch)
+        order = np.arange(len(self.labels))
+        if not o.no_shuffle:
+            np.random.default_rng([o.seed, 1, epoch]).shuffle(order)
+        return order[place * o.batch_size : (place + 1) * o.batch_size]
+
+    def rates(self, step: int, share: float) -> dict[str, float]:
+        """Each parameter's learning rate at a step; share: of the peak rates."""
+        o = self.options
+        rates = dict.fromkeys(self.params, o.lr * share)
+        rates |= dict.fromkeys(self.new, o.head_lr * share)
+        if token_gates.NAME in rates:
+            peak = min(0.1, 10 / self.total) if o.gate_lr is None else o.gate_lr
+            rates[token_gates.NAME] = 0.0 if self.decided(step) else peak * share
+        return rates
+
+    def decided(self, step: int) -> bool:
+        """Are token gates 0 or 1 from this step on?"""
+        return self.options.freeze_gates or step >= DECIDED * self.total
+
+    def after(self, step: int) -> dict[str, float]:
+        """What follows an update: gates stay in 0..1, and the average moves. More for the log."""
+        gates, log = self.params.get(token_gates.NAME), {}
+        if gates is not None:
+            np.clip(gates, 0, 1, out=gates)
+            log["undecided"] = token_gates.undecided(gates)
+            if self.decided(step):
+                gates[:] = token_gates.decided(gates)
+        if self.average and (step + 1) % AVERAGE_EVERY == 0:
+            optim.move_average(self.average, self.params, self.options.average**AVERAGE_EVERY)
+            if gates is not None:  # the mean of a gate's way to 0 is neither 0 nor 1
+                self.average[token_gates.NAME][:] = gates
+        return log
+
+    def report(self) -> tuple[str, float]:
+        """The dev score in full and with every mechanism in use: in words, and the latter."""
+        params = self.average or self.params
+        trained = Model(self.config, params, self.tokenizer)
+        starts = range(0, len(self.dev_labels), 32)
+        parts = [self.dev_sentences[start : start + 32] for start in starts]
+        values, layers = [], []
+        for use in ((), None):
+            answers = [trained.run(part, trained.knobs(use)) for part in parts]
+            probs = np.concatenate([a.probs for a in answers])
+            values.append(metrics.score(self.metric, probs, self.dev_labels))
+            layers.append(np.concatenate([a.layers_run.sum(1) for a in answers]).mean())
+        text = f"dev {self.metric} {values[0]:.4f}"
+        if self.config.mechanisms:
+            text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers"
+        if token_gates.NAME in params:  # are the gates fit to be set to 0 and 1?
+            net = Network(params, self.config, self.calc)
+            probs = [soft.soft_answers(net, batch) for batch in map(data.to_batch, parts)]
+            value = metrics.score(self.metric, np.concatenate(probs), self.dev_labels)
+            far = token_gates.undecided(params[token_gates.NAME])
+            text += f"; with token gates as they are, a mean {far:.3f} from 0 or 1: {value:.4f}"
+        return text, values[1]
+
+    def save_model(self) -> None:
+        o = self.options
+        params = self.average or self.params
+        self.save(checkpoint.save, o.out, self.config, params, self.tokenizer, np.dtype(o.dtype))
+
+    def save_state(self) -> None:
+        tensors = {f"params/{name}": array for name, array in self.params.items()}
+        for kind, moments in zip(("average", "m", "v"), (self.average, *self.moments), strict=True):
+            tensors |= {f"{kind}/{name}": array for name, array in moments.items()}
+        about = {
+            "done": str(self.done), "best": str(self.best),
+            "options": json.dumps(vars(self.options)), "config": json.dumps(self.config.to_dict()),
+            "new": json.dumps(self.new), "tokenizer": self.tokenizer.to_str(),
+        }  # fmt: skip
+        state = safetensors.numpy.save(tensors, about)
+        self.save(files.write_file, Path(self.options.out) / STATE, state)
+
+    def save(self, write: Any, *what: Any) -> None:
+        """Calls write(*what); if that fails, says how to go on."""
+        try:
+            write(*what)
+        except InputError as error:
+            raise InputError(f"{error}; {self.way_on()}") from None
+
+    def way_on(self) -> str:
+        """What to do when a run ends before its end."""
+        if not (Path(self.options.out) / STATE).exists():
+            return "nothing was trained yet"
+        command = f"python -m minidact.train --out {shlex.quote(self.options.out)} --resume"
+        return f"go on from the last checkpoint with: {command}"
+
+
+def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
+    """What save_state wrote."""
+    parts: dict[str, dict] = {"params": {}, "average": {}, "m": {}, "v": {}}
+    try:
+        with safe_open(out / STATE, "np") as file:
+            about = file.metadata()
+            for key in file.keys():  # noqa: SIM118  safe_open is no dict
+                kind, name = key.split("/", 1)
+                parts[kind][name] = file.get_tensor(key)
+        options = argparse.Namespace(**json.loads(about["options"]))
+        config = Config.from_dict(json.loads(about["config"]))
+        tokenizer = Tokenizer.from_str(about["tokenizer"])
+        new, done, best = json.loads(about["new"]), int(about["done"]), float(about["best"])
+    except FileNotFoundError:
+        raise InputError(f"{out} holds no unfinished run ({STATE}) to go on with") from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{out / STATE} is damaged: {error}") from None
+    options.out = str(out)  # it may have been moved
+    start = Start(config, parts["params"], new, tokenizer)
+    return options, start, Progress(parts["average"], (parts["m"], parts["v"]), done, best)
+
+
+def open_log(path: str | None, done: int) -> Any:
+    """The log, cut back to the steps that are done."""
+    if path is None:
+        return None
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)[:done] if done else []
+    except FileNotFoundError:
+        lines = []
+    files.write_file(Path(path), b"".join(lines))
+    return open(path, "a", buffering=1)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,52 @@
+"""One step of a training, and the prices that change from step to step."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .. import optim, soft
+from ..errors import InputError
+from ..network import Network
+from ..ragged import Batch
+
+DECIDED = 0.9  # after this share of the steps token gates are 0 or 1, and the rest gets used to it
+
+
+def prices_at(done: float, prices: dict[str, Any]) -> dict[str, Any]:
+    """The prices when a share `done` of the steps is: the schedules.
+
+    Layers are explored first and cost nothing then; tau and lambda_1 rise; lambda_2 rises from 0.4
+    of the steps, and is whole when the gates are decided.
+    """
+    halting, planning, tokens = prices["halting"], prices["planning"], prices["tokens"]
+    ramp = min(1.0, done / halting.tau_ramp) if halting.tau_ramp else 1.0
+    exploring = {"layer_cost": 0.0} if done <= planning.explore_share else {"explore": None}
+    late = min(1.0, max(0.0, (done - 0.4) / (DECIDED - 0.4)))
+    return prices | {
+        "halting": replace(halting, tau=halting.tau * ramp),
+        "planning": replace(planning, **exploring),
+        "tokens": replace(
+            tokens, token_cost=ramp * tokens.token_cost, bimodal=late * tokens.bimodal
+        ),
+    }
+
+
+def learn(
+    net: Network, batch: Batch, labels, prices: dict | None, moments: tuple[dict, dict], step: int,
+    rates: dict[str, float], weight_decay: float = 0.01,
+) -> dict[str, Any]:  # fmt: skip
+    """One step, counted from 0: forward, backward, clip, AdamW, in place; the loss's terms.
+
+    labels, prices: see soft.soft_forward; rates: the learning rate of each parameter. Raises
+    InputError if the loss or the gradient is not finite; then nothing has changed.
+    """
+    _, terms, cache = soft.soft_forward(net, batch, labels, prices)
+    grads = soft.soft_backward(cache)
+    norm = optim.gradient_norm(grads, net.calc)
+    for what, value in (("loss", terms["loss"]), ("gradient's norm", norm)):
+        if not np.isfinite(value):
+            raise InputError(f"the {what} is {value} at step {step}")
+    how = {"weight_decay": weight_decay, "scale": optim.clip_scale(norm)}
+    optim.adamw(net.params, grads, moments, step + 1, rates, net.calc, **how)
+    return terms

@@ -1,0 +1,144 @@
+"""Where a training starts: what is kept of the model that --init names, and what is new."""
+
+import argparse
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from .. import checkpoint, data, network
+from ..config import Config, check_mechanisms
+from ..errors import InputError
+from ..mechanisms import MECHANISMS, PREFIXES, exits, token_gates
+from ..options import comma_list
+
+
+class Start(NamedTuple):
+    """What is trained. new: names of the parameters that learn at --head-lr. note: for people."""
+
+    config: Config
+    params: dict[str, np.ndarray]
+    new: list[str]
+    tokenizer: Tokenizer
+    note: str = ""
+
+
+def read_examples(options: argparse.Namespace, path: str) -> data.Examples:
+    """A labelled file; labels 0, 1, .. are replaced by --label-names (what is a name stays one)."""
+    examples = data.read_examples(path)
+    names = {str(i): name for i, name in enumerate(comma_list(options.label_names))}
+    return examples._replace(labels=[names.get(label, label) for label in examples.labels])
+
+
+def build(options: argparse.Namespace, train: data.Examples) -> Start:
+    """The model to start from, with the mechanisms and heads that options and labels ask for."""
+    path = checkpoint.resolve(options.init)
+    base = checkpoint.read_config(path)
+    regression = options.regression or train.metric == "pearson_spearman"  # STS-B's layout
+    names = ("score",) if regression else label_names(options, train)
+    same = same_labels(base, names, regression)
+    config = replace(
+        base,
+        id2label=base.id2label if same else names,
+        problem_type="regression" if regression else "single_label_classification",
+        mechanisms=chosen_mechanisms(options, base),
+        summary=options.summary or base.summary,
+        budgets=(),  # they were measured on another model
+        extra={k: v for k, v in base.extra.items() if k in ("pad_token_id", "initializer_range")},
+    )
+    try:
+        check_mechanisms(config)
+    except InputError as error:
+        raise InputError(f"{error} (--use says which mechanisms to train)") from None
+    found = checkpoint.read_backbone(path, base, heads=same)
+    tokenizer = checkpoint.read_tokenizer(path, config)
+    rng = np.random.default_rng([options.seed, 0])
+    fresh = network.init_params(config, rng, prices=prices_of(options))
+    kept = fitting(found, fresh)
+    new = [n for n in fresh if n not in kept or n.startswith(PREFIXES)]
+    note = what_is_kept(checkpoint.tensor_names(path), kept, fresh, base, config)
+    if options.freeze_gates:
+        if token_gates.NAME not in kept:
+            raise InputError("--freeze-gates needs --use tokens, and as many token gates in --init")
+        kept[token_gates.NAME] = token_gates.decided(kept[token_gates.NAME])
+    return Start(config, fresh | kept, new, tokenizer, note)
+
+
+def label_names(options: argparse.Namespace, train: data.Examples) -> tuple[str, ...]:
+    """The labels of the training file, in order: their own, or --label-names."""
+    names, chosen = data.label_names(train.labels), tuple(comma_list(options.label_names))
+    if options.label_names is not None:
+        if len(chosen) != len(names):
+            raise InputError(
+                f"--label-names gives {len(chosen)} names, the file has {len(names)} labels"
+            )
+        if len(set(chosen)) != len(chosen):
+            raise InputError("--label-names has one name twice")
+        if set(names) != set(chosen):
+            raise InputError(
+                f"--label-names is for labels 0, 1, ..; the file's are {', '.join(names)}"
+            )
+        names = chosen
+    if len(names) < 2:
+        raise InputError(f"{options.data}: all labels are {names[0]!r}; there is nothing to learn")
+    return names
+
+
+def same_labels(base: Config, names: tuple[str, ...], regression: bool) -> bool:
+    """Are these the labels that the model's heads were trained for, whatever their order?
+
+    Hugging Face's names for labels without one, LABEL_0, LABEL_1, .., mean 0, 1, ..
+    """
+    if regression or base.problem_type == "regression":
+        return regression and base.problem_type == "regression"
+    unnamed = base.id2label == tuple(f"LABEL_{i}" for i in range(base.num_labels))
+    theirs = map(str, range(base.num_labels)) if unnamed else base.id2label
+    return set(names) in (set(theirs), set(base.id2label))
+
+
+def chosen_mechanisms(options: argparse.Namespace, base: Config) -> dict[str, Any]:
+    """{name: shape}: of --use, else of what the model carries; as options change the shapes."""
+    use, shapes = base.mechanisms if options.use is None else comma_list(options.use), {}
+    for name, record in MECHANISMS.items():
+        if name in use:
+            given = {f.name: getattr(options, f.name) for f in fields(record.shape)}
+            given = {key: value for key, value in given.items() if value is not None}
+            shapes[name] = replace(base.mechanisms.get(name, record.shape()), **given)
+    halting = shapes.get("halting", exits.Halting(trained=options.trained or "dact"))
+    if halting.trained != "dact" and set(shapes) != {"halting"}:
+        raise InputError(f"--heads {halting.trained} needs --use halting, and no gates beside")
+    return shapes
+
+
+def fitting(found: dict, fresh: dict) -> dict[str, np.ndarray]:
+    """What was found and has its place in the new model; a mechanism is kept whole, or not."""
+    kept = {n: p for n, p in found.items() if n in fresh and p.shape == fresh[n].shape}
+    for prefix in PREFIXES:
+        if any(name not in kept for name in fresh if name.startswith(prefix)):
+            kept = {n: p for n, p in kept.items() if not n.startswith(prefix)}
+    return kept
+
+
+def what_is_kept(there: list, kept: dict, fresh: dict, base: Config, config: Config) -> str:
+    """A sentence or two: which parts of --init go on, which start anew, which are dropped."""
+    parts = {name: m.prefix for name, m in MECHANISMS.items()}
+    parts = {"encoder": "bert.e", "pooler": checkpoint.POOLER, "classifier": "classifier."} | parts
+    kinds: dict[str, list[str]] = {"kept of --init": [], "new": [], "dropped": []}
+    for part, prefix in parts.items():
+        has, wants, keeps = (any(n.startswith(prefix) for n in x) for x in (there, fresh, kept))
+        if has or wants:
+            kinds["kept of --init" if keeps else "new" if wants else "dropped"].append(part)
+    note = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+    heads = any(map(checkpoint.depends_on_labels, there))
+    if heads and set(config.id2label) != set(base.id2label):
+        note += f"\nlabels: {', '.join(config.id2label)} (--init's: {', '.join(base.id2label)})"
+    return note
+
+
+def prices_of(options: argparse.Namespace) -> dict[str, Any]:
+    """{mechanism: its prices}, as the options say."""
+    return {
+        name: record.prices(**{f.name: getattr(options, f.name) for f in fields(record.prices)})
+        for name, record in MECHANISMS.items()
+    }
