@@ -72,7 +72,7 @@ def _fetch(repository: str) -> Path:
     )
 
     logging.set_verbosity_error()  # what goes wrong is said below, once
-    config = None
+    config = ""
     for file in FILES:
         try:
             path = hf_hub_download(repository, file)

@@ -1,4 +1,4 @@
-"""Files -> examples -> token ids -> ragged batches."""
+"""From files to examples, from examples to token ids, from token ids to ragged batches."""
 
 import csv
 import json
@@ -16,8 +16,7 @@ from .config import Config
 from .errors import InputError
 from .ragged import Batch
 
-# columns that hold the text and, on the right, the second text that goes with it; the first pair
-# whose left name is in the header wins
+# {column of the text: column of the second text}; the first text column that the header has is used
 TEXTS = {
     "text": "text_pair",
     "sentence1": "sentence2",
@@ -26,7 +25,7 @@ TEXTS = {
     "sentence": "text_pair",
 }
 LABELS = ("label", "Quality", "score")
-# headers of GLUE's that have a metric of their own
+# GLUE's headers that have a metric of their own
 COLA = ("source", "label", "mark", "sentence")
 MRPC = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
 
@@ -34,23 +33,24 @@ csv.field_size_limit(2**31 - 1)  # a text may be long
 
 
 class Examples(NamedTuple):
-    """A labelled file: texts, second texts or None, labels as the file writes them, its metric."""
+    """The rows of a labelled file. pairs: second texts or None; labels: as the file has them."""
 
     texts: list[str]
     pairs: list[str] | None
     labels: list[str]
     metric: str  # "accuracy", "matthews" (CoLA), "f1" (MRPC), "pearson_spearman" (STS-B)
-    lines: list[int]  # where each example begins in the file, from 1
+    lines: list[int]  # the line where each example begins in the file, from 1
 
 
 # ---------------------------------------------------------------------------- files
 
 
 def read_examples(path: str | Path) -> Examples:
-    """Reads GLUE's own .tsv layouts, or a .tsv, .csv or .jsonl with text, (text_pair,) label.
+    """Reads a labelled file: GLUE's .tsv, or a .tsv, .csv or .jsonl of your own.
 
-    GLUE's tsv files are split at tabs, and quotes in them are ordinary characters. Raises
-    InputError with the line's number for a row that cannot be read.
+    Your own file has the columns text, label and, for tasks on two texts, text_pair. A .tsv is
+    split at tabs, and quotes in it are ordinary characters. Raises InputError if the file cannot be
+    read; for a bad row, the message says its line.
     """
     path = Path(path)
     layouts = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows}
@@ -64,7 +64,7 @@ def read_examples(path: str | Path) -> Examples:
 
 
 def _lines(path) -> Iterator[tuple[int, str]]:
-    """(number, line without its end), for every line, from 1."""
+    """Yields (number, text without the line's end) for every line; numbers start at 1."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -77,15 +77,16 @@ def _lines(path) -> Iterator[tuple[int, str]]:
 
 
 def _tsv_rows(path, lines) -> Iterator[tuple[int, list[str]]]:
-    """(line, columns), the header's first; so do the other two."""
+    """Yields (line number, columns) for every row, the header first."""
     for place, (number, line) in enumerate((n, line) for n, line in lines if line):
         row = line.split("\t")
         if place == 0 and len(row) == 4 and row[1] in ("0", "1") and row[2] in ("", "*"):
-            yield 0, list(COLA)  # its files have no header
+            yield 0, list(COLA)  # CoLA's files have no header
         yield number, row
 
 
 def _csv_rows(path, lines):
+    """Yields (line number, columns) for every row, the header first."""
     reader, start = csv.reader((f"{line}\n" for _, line in lines), strict=True), 1
     try:
         for row in reader:
@@ -97,6 +98,7 @@ def _csv_rows(path, lines):
 
 
 def _json_rows(path, lines):
+    """Yields (line number, values) for every object; first the keys, as a header."""
     header = None
     for number, line in lines:
         if not line.strip():
@@ -116,6 +118,7 @@ def _json_rows(path, lines):
 
 
 def _examples(path, header, rows) -> Examples:
+    """Returns the examples in the rows; raises InputError, with the line, for a bad one."""
     text = next((name for name in TEXTS if name in header), None)
     label = next((name for name in LABELS if name in header), None)
     if text is None or label is None:
@@ -124,7 +127,8 @@ def _examples(path, header, rows) -> Examples:
             f"{path}, line 1: the header needs a text (or sentence) and a label; it has {names}"
         )
     wanted = [text, label] + ([TEXTS[text]] if TEXTS[text] in header else [])
-    columns, lines = {name: [] for name in wanted}, []
+    columns: dict[str, list[str]] = {name: [] for name in wanted}
+    lines: list[int] = []
     for number, row in rows:
         if len(row) != len(header):
             columns_of = f"{len(row)} columns, the header has {len(header)}"
@@ -149,16 +153,17 @@ def _examples(path, header, rows) -> Examples:
 
 
 def label_names(labels: Sequence[str]) -> tuple[str, ...]:
-    """The distinct labels of a file, numbers in their order, else alphabetically."""
+    """Returns a file's distinct labels: sorted as numbers if all are, else alphabetically."""
     distinct = sorted(set(labels))
     return tuple(sorted(distinct, key=int) if all(map(_is_number, distinct)) else distinct)
 
 
 def label_ids(examples: Examples, config: Config, path: str | Path = "the data") -> np.ndarray:
-    """Labels of a file -> (N,) int64 classes, or float32 scores of a regression.
+    """Returns a file's labels as classes, (N,) int64, or as a regression's scores, (N,) float32.
 
-    A file may write a label's name; or its number, as GLUE's SST-2 writes 0 for "negative", unless
-    names are numbers themselves. Raises InputError with the line of a label that is neither.
+    A file may write the name of a label. It may also write the number, as GLUE's SST-2 writes 0 for
+    "negative", unless the names are numbers themselves. path: what messages call the file. Raises
+    InputError, with the line, for an unknown label, or for a score that is no finite number.
     """
     if config.problem_type == "regression":
         return np.array([_score(*item, path) for item in _labelled(examples)], np.float32)
@@ -168,15 +173,17 @@ def label_ids(examples: Examples, config: Config, path: str | Path = "the data")
     for line, label in _labelled(examples):
         if label not in table:
             known = ", ".join(config.id2label[:10])
-            raise InputError(f"{path}, line {line}: unknown label {label!r}; known are {known}")
+            raise InputError(f"{path}, line {line}: unknown label {label!r}; there are: {known}")
     return np.array([table[label] for label in examples.labels], np.int64)
 
 
-def _labelled(examples):
+def _labelled(examples: Examples) -> Iterator[tuple[int, str]]:
+    """Returns an iterator over (line number, label)."""
     return zip(examples.lines, examples.labels, strict=True)
 
 
 def _score(line, label, path) -> float:
+    """Returns a label as a number; raises InputError, with the line, if it is no finite one."""
     try:
         score = float(label)
     except ValueError:
@@ -196,7 +203,10 @@ def _is_number(label: str) -> bool:
 
 
 class Encoded(NamedTuple):
-    """One text as the model reads it: ids (n,), segments (n,), token strings, was it cut?"""
+    """One text as the model reads it: n token ids, segments and tokens (word pieces).
+
+    ids and segments are (n,) int64. truncated: was the text longer than the model reads?
+    """
 
     ids: np.ndarray
     segments: np.ndarray
@@ -205,9 +215,10 @@ class Encoded(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
-    """Texts (and their second texts) -> [CLS] text [SEP] (pair [SEP]), each of them.
+    """Returns each text as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP].
 
-    Raises InputError if the tokenizer cannot: its vocabulary may lack what it needs.
+    texts, pairs: str sequences of the same length; pairs, the second texts, may be None. Raises
+    InputError if the tokenizer fails, because its vocabulary may lack what it needs.
     """
     texts = [_clean(text) for text in texts]
     inputs = texts if pairs is None else list(zip(texts, map(_clean, pairs), strict=True))
@@ -226,12 +237,12 @@ def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
 
 
 def _clean(text: str) -> str:
-    """Half a character (a lone surrogate, from a broken terminal) becomes a question mark."""
+    """Returns text with each half character (a lone surrogate) replaced by a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def to_batch(sentences: Sequence[Encoded]) -> Batch:
-    """Encoded texts -> one ragged batch."""
+    """Returns the encoded texts as one ragged batch."""
     ids, offsets = ragged.concatenate([s.ids for s in sentences])
     segments, _ = ragged.concatenate([s.segments for s in sentences])
     return Batch(ids, segments, offsets)

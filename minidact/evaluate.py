@@ -83,7 +83,8 @@ def evaluate(
     how = how or {}
     metric = metrics.choose(metric, examples.metric, model.config.problem_type == "regression")
     runs = {"": model.knobs(**how)} | ({} if known else {"_full": model.knobs(())})
-    seconds, answers = dict.fromkeys(runs, 0.0), {key: [] for key in runs}
+    seconds: dict[str, float] = dict.fromkeys(runs, 0.0)
+    answers: dict[str, list] = {key: [] for key in runs}
     starts = range(0, len(labels), batch_size)
     if not known:  # what only large batches need is compiled here, not on the clock
         first = data.encode(model.tokenizer, examples.texts[:batch_size], None)

@@ -170,7 +170,8 @@ class _Pass:
 
     def run_layer(self, layer: int, run):
         """3. The layer, on the rows of the sentences in run (B',) and on no other."""
-        rows, offsets = slice(None), self.offsets
+        rows: Any = slice(None)
+        offsets = self.offsets
         if not run.all():
             rows, offsets = ragged.select(self.offsets, run)
         x = self.x[rows]

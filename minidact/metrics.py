@@ -1,4 +1,4 @@
-"""The scores of the tasks, from predictions and labels."""
+"""The metrics of the tasks: a score from predictions and labels."""
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -7,18 +7,25 @@ from .errors import InputError
 
 
 def accuracy(predicted, labels) -> float:
+    """Returns the share of predictions that are right; both are classes, (N,) int."""
     return float(np.mean(predicted == labels))
 
 
 def f1(predicted, labels) -> float:
-    """Harmonic mean of precision and recall of class 1."""
+    """Returns F1 of class 1, the harmonic mean of precision and recall; both are (N,) int.
+
+    If class 1 occurs nowhere, it is 0.
+    """
     hits = np.sum((predicted == 1) & (labels == 1))
     claimed = np.sum(predicted == 1) + np.sum(labels == 1)
     return float(2 * hits / claimed) if claimed else 0.0
 
 
 def matthews(predicted, labels) -> float:
-    """Matthews' correlation of two or more classes (Gorodkin 2004); 0 where it is undefined."""
+    """Returns Matthews' correlation of two or more classes (Gorodkin 2004); both are (N,) int.
+
+    Where it is undefined, it is 0.
+    """
     classes = np.union1d(predicted, labels)
     guess = (predicted[:, None] == classes).astype(float)
     truth = (labels[:, None] == classes).astype(float)
@@ -28,7 +35,10 @@ def matthews(predicted, labels) -> float:
 
 
 def pearson_spearman(predicted, scores) -> float:
-    """Mean of Pearson's and Spearman's correlation; 0 where a side is constant."""
+    """Returns the mean of Pearson's and Spearman's correlation; both are numbers, (N,).
+
+    If one side is constant, it is 0.
+    """
     if np.ptp(predicted) == 0 or np.ptp(scores) == 0:
         return 0.0
     return float((pearsonr(predicted, scores)[0] + spearmanr(predicted, scores)[0]) / 2)
@@ -43,7 +53,11 @@ METRICS = {
 
 
 def choose(wanted: str | None, by_layout: str, regression: bool) -> str:
-    """The metric that was asked for, else the file's own. Raises InputError on a misfit."""
+    """Returns the name of the metric: the wanted one, or without one what the layout has.
+
+    by_layout: the metric of the file's layout (data.Examples). Raises InputError if the wanted
+    metric does not fit what the model predicts, numbers (a regression) or classes.
+    """
     default = "pearson_spearman" if regression else by_layout
     if default == "pearson_spearman" and not regression:
         default = "accuracy"
@@ -54,5 +68,9 @@ def choose(wanted: str | None, by_layout: str, regression: bool) -> str:
 
 
 def score(metric: str, probs, labels) -> float:
-    """Of a model's probabilities (N, Y), or of the numbers (N, 1) that a regression predicts."""
+    """Returns the metric's value for predictions and labels (N,).
+
+    probs: the probabilities (N, Y) of a classifier, or the numbers (N, 1) that a regression
+    predicts.
+    """
     return METRICS[metric](probs[:, 0] if metric == "pearson_spearman" else probs.argmax(1), labels)

@@ -142,8 +142,7 @@ class Model:
         Raises InputError for what cannot be.
         """
         if budget is not None:
-            moved = [name for name, value in given.items() if value != KNOBS[name].usual]
-            if use is not None or moved:
+            if use is not None or Knobs(**given) != Knobs():
                 raise InputError("a budget chooses the other knobs: give it alone")
             return self.knobs(**self._affordable(budget))
         use = self.config.mechanisms if use is None else [use] if isinstance(use, str) else use
@@ -168,7 +167,7 @@ class Model:
 
     # a str is an Iterable[str], too: the first signature that fits counts
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(
         self,
         texts: str,
         text_pairs: str | None = None,
@@ -281,7 +280,7 @@ def _texts(given: Any, name: str) -> list[str]:
     """A text, or any iterable of texts, as a list; name: what an error calls one of them."""
     if isinstance(given, bytes) or not isinstance(given, Iterable):
         kind = type(given).__name__
-        raise InputError(f"{name}s is of type {kind}, neither a str nor a list of them")
+        raise InputError(f"the {name}s are of type {kind}, neither a str nor a list of them")
     texts = [given] if isinstance(given, str) else list(given)
     for i, text in enumerate(texts):
         if not isinstance(text, str):

@@ -1,16 +1,17 @@
 """The calculus in plain NumPy: every operation of a BERT, forward and backward. The reference.
 
     out, cache = f_forward(...)             cache holds what the backward needs, and nothing else
-    dx, dw, db = f_backward(dout, cache)    dx stands for d loss / d x, of x's shape
+    dx, dw, db = f_backward(dout, cache)    dx stands for d loss / d x, and has x's shape
 
-Any float dtype goes in and comes out unchanged. Inputs are never written to, and the gradients a
-backward returns share memory with nothing else. kernels.py holds the same functions in Numba
-where they are hot; the tests hold the two against each other, and this file against finite
-differences.
+Results have the float dtype of the inputs, whichever that is. Only adamw_update writes to its
+inputs. The gradients that a backward returns share memory with nothing else. fast/kernels.py has
+the hot ones of these functions in Numba. The tests compare the two, and they compare this file with
+finite differences.
 """
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +21,12 @@ from . import ragged
 
 
 def linear_forward(x, w, b):
-    """x (T, I), w (O, I) as checkpoints store it, b (O,) -> x w' + b  (T, O)."""
+    """Returns x w' + b (T, O) and a cache; x (T, I), b (O,), w (O, I) as checkpoints store it."""
     return x @ w.T + b, (x, w)
 
 
 def linear_backward(dout, cache):
+    """Returns dx (T, I), dw (O, I) and db (O,) for dout (T, O)."""
     x, w = cache
     dx = dout @ w  # (T, I)
     dw = dout.T @ x  # (O, I)
@@ -36,56 +38,68 @@ def linear_backward(dout, cache):
 
 
 def _normal_cdf(x):
-    from scipy.special import erf  # here: it takes long to import, and kernels.py needs none of it
+    # imported here because it takes long, and fast/kernels.py does without it
+    from scipy.special import erf
 
     return x.dtype.type(0.5) * (1 + erf(x * x.dtype.type(math.sqrt(0.5))))
 
 
 def gelu_forward(x):
-    """x Phi(x), Phi the normal distribution function: the exact GELU, not the tanh one."""
+    """Returns x Phi(x), of x's shape, and a cache. Phi is the normal distribution function.
+
+    This is the exact GELU, not the tanh approximation.
+    """
     return x * _normal_cdf(x), x
 
 
 def gelu_backward(dout, cache):
+    """Returns dx, of x's shape."""
     x = cache
     phi = np.exp(x * x * x.dtype.type(-0.5)) * x.dtype.type(1 / math.sqrt(2 * math.pi))
     return dout * (_normal_cdf(x) + x * phi)  # (x Phi)' = Phi + x phi
 
 
 def tanh_forward(x):
+    """Returns tanh(x), of x's shape, and a cache."""
     out = np.tanh(x)
     return out, out
 
 
 def tanh_backward(dout, cache):
+    """Returns dx, of x's shape."""
     out = cache
     return dout * (1 - out * out)
 
 
 def sigmoid_forward(x):
+    """Returns 1 / (1 + e^-x), of x's shape, and a cache."""
     half = x.dtype.type(0.5)
-    out = half + half * np.tanh(half * x)  # 1 / (1 + e^-x), but nothing can overflow
+    out = half + half * np.tanh(half * x)  # the same number, but nothing can overflow
     return out, out
 
 
 def sigmoid_backward(dout, cache):
+    """Returns dx, of x's shape."""
     out = cache
     return dout * out * (1 - out)
 
 
 def relu_forward(x):
+    """Returns max(x, 0), of x's shape, and a cache."""
     return np.maximum(x, 0), x
 
 
 def relu_backward(dout, cache):
+    """Returns dx, of x's shape; it is 0 where x is 0."""
     x = cache
     return dout * (x > 0)
 
 
 def dropout_forward(x, rate, rng):
-    """Zeroes each element with probability rate and scales the others by 1 / (1 - rate).
+    """Returns x with random elements set to 0, and a cache. rng is a np.random.Generator.
 
-    rate 0 or rng None: x itself goes through (inference).
+    Each element becomes 0 with probability rate. The others are scaled by 1 / (1 - rate). If rate
+    is 0 or rng is None (inference), x itself is returned.
     """
     if rate == 0 or rng is None:
         return x, None
@@ -94,24 +108,31 @@ def dropout_forward(x, rate, rng):
 
 
 def dropout_backward(dout, cache):
+    """Returns dx, of x's shape."""
     mask = cache
     return dout.copy() if mask is None else dout * mask
 
 
 def dropout_mask(shape, rate, rng, dtype):
-    """Random array of 0 and 1 / (1 - rate)."""
+    """Returns a random array of 0 (with probability rate) and 1 / (1 - rate).
+
+    shape: a tuple, or a number of elements. dtype: a np.dtype.
+    """
     size = math.prod(shape) if isinstance(shape, tuple) else shape
     keep = dropout_bits(size, rng) >= dropout_least(rate)
     return (keep * dtype.type(1 / (1 - rate))).reshape(shape)
 
 
 def dropout_bits(size, rng):
-    """16 random bits for each element, raw: a sixth of the time that uniform numbers would take."""
+    """Returns 16 random bits for each element, uint16 (size,).
+
+    These raw bits take a sixth of the time that uniform numbers would take.
+    """
     return rng.bit_generator.random_raw(-(-size // 4)).view(np.uint16)[:size]
 
 
 def dropout_least(rate):
-    """An element is kept if its bits, as a number, are at least this."""
+    """Returns the least number, a uint16, that an element's bits must be for it to be kept."""
     return np.uint16(rate * 2**16)
 
 
@@ -119,19 +140,23 @@ def dropout_least(rate):
 
 
 def softmax_forward(x):
-    """Over the last axis."""
+    """Returns the softmax over the last axis, of x's shape, and a cache."""
     e = np.exp(x - x.max(-1, keepdims=True))  # the shift changes nothing but keeps exp finite
     out = e / e.sum(-1, keepdims=True)
     return out, out
 
 
 def softmax_backward(dout, cache):
+    """Returns dx, of x's shape."""
     out = cache
     return out * (dout - (dout * out).sum(-1, keepdims=True))
 
 
 def layer_norm_forward(x, gamma, beta, eps):
-    """x (T, C): each row to mean 0 and variance 1, then scaled and shifted by gamma, beta (C,)."""
+    """Returns x (T, C) with normalised rows, and a cache; gamma and beta are (C,).
+
+    Each row gets mean 0 and variance 1. It is then scaled by gamma and shifted by beta.
+    """
     centred = x - x.mean(-1, keepdims=True)
     variance = np.mean(centred * centred, -1, keepdims=True)
     inv_std = 1 / np.sqrt(variance + x.dtype.type(eps))  # (T, 1)
@@ -140,6 +165,7 @@ def layer_norm_forward(x, gamma, beta, eps):
 
 
 def layer_norm_backward(dout, cache):
+    """Returns dx (T, C), dgamma (C,) and dbeta (C,) for dout (T, C)."""
     normal, inv_std, gamma = cache
     dgamma = (dout * normal).sum(0)
     dbeta = dout.sum(0)
@@ -152,19 +178,22 @@ def layer_norm_backward(dout, cache):
 
 
 def log_softmax(x):
-    """log of the softmax over the last axis, finite also where the softmax itself is 0."""
+    """Returns log(softmax) over the last axis, of x's shape; finite even where softmax is 0."""
     shifted = x - x.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def cross_entropy_forward(logits, labels):
-    """logits (B, Y), labels (B,) int -> -log softmax(logits)[label] of each sentence, (B,)."""
+    """Returns -log softmax(logits)[label] of each sentence, (B,), and a cache.
+
+    logits (B, Y); labels (B,) int.
+    """
     log_probs = log_softmax(logits)
     return -log_probs[np.arange(len(labels)), labels], (np.exp(log_probs), labels)
 
 
 def cross_entropy_backward(dlosses, cache):
-    """dlosses (B,) -> dlogits (B, Y)."""
+    """Returns dlogits (B, Y) for dlosses (B,)."""
     probs, labels = cache
     dlogits = probs.copy()
     dlogits[np.arange(len(labels)), labels] -= 1
@@ -172,13 +201,16 @@ def cross_entropy_backward(dlosses, cache):
 
 
 def squared_error_forward(values, targets):
-    """values (B, 1), targets (B,) -> (value - target)^2 of each sentence, (B,)."""
+    """Returns (value - target)^2 of each sentence, (B,), and a cache.
+
+    values (B, 1); targets (B,).
+    """
     difference = values[:, 0] - targets.astype(values.dtype)
     return difference * difference, difference
 
 
 def squared_error_backward(dlosses, cache):
-    """dlosses (B,) -> dvalues (B, 1)."""
+    """Returns dvalues (B, 1) for dlosses (B,)."""
     difference = cache
     return (2 * difference * dlosses)[:, None]
 
@@ -187,9 +219,11 @@ def squared_error_backward(dlosses, cache):
 
 
 def embedding_forward(ids, segments, offsets, words, places, kinds):
-    """Sum of three tables' rows: the token's word, its place in the sentence, its segment.
+    """Returns the sum of three rows for each token, (T, C), and a cache.
 
-    ids, segments (T,) int; words (V, C), places (positions, C), kinds (segment types, C) -> (T, C)
+    The rows are those of its id in words (V, C), of its position within the sentence in
+    places (positions, C), and of its segment in kinds (segment types, C). ids and segments are
+    (T,) int; offsets is (B + 1,).
     """
     position_ids = ragged.positions(offsets)
     out = words[ids]
@@ -199,11 +233,13 @@ def embedding_forward(ids, segments, offsets, words, places, kinds):
 
 
 def embedding_backward(dout, cache):
+    """Returns dwords (V, C), dplaces (positions, C) and dkinds (segment types, C)."""
     *indices, words_shape, places_shape, kinds_shape = cache
     grads = []
     for index, shape in zip(indices, (words_shape, places_shape, kinds_shape), strict=True):
         dtable = np.zeros(shape, dout.dtype)
-        # np.add.at in effect (a row may be used many times), but one sum per distinct row
+        # a table's row may be used many times; this does what np.add.at does, but with one sum
+        # for each distinct row
         order = np.argsort(index, kind="stable")
         rows, starts = np.unique(index[order], return_index=True)
         dtable[rows] = np.add.reduceat(dout[order], starts)
@@ -212,22 +248,24 @@ def embedding_backward(dout, cache):
 
 
 def mean_rows_forward(x, offsets):
-    """x (T, C) -> the mean of each sentence's rows (B, C)."""
+    """Returns the mean of each sentence's rows, (B, C), and a cache; x (T, C), offsets (B + 1,)."""
     n = ragged.lengths(offsets)[:, None].astype(x.dtype)
     return np.add.reduceat(x, offsets[:-1]) / n, (n, offsets)
 
 
 def mean_rows_backward(dout, cache):
+    """Returns dx (T, C) for dout (B, C)."""
     n, offsets = cache
     return np.repeat(dout / n, ragged.lengths(offsets), 0)
 
 
 def first_rows_forward(x, offsets):
-    """x (T, C) -> each sentence's first row, that of [CLS] (B, C)."""
+    """Returns each sentence's first row, that of [CLS], (B, C), and a cache; x (T, C)."""
     return x[offsets[:-1]], (x.shape, offsets)
 
 
 def first_rows_backward(dout, cache):
+    """Returns dx (T, C) for dout (B, C)."""
     shape, offsets = cache
     dx = np.zeros(shape, dout.dtype)
     dx[offsets[:-1]] = dout
@@ -235,19 +273,22 @@ def first_rows_backward(dout, cache):
 
 
 def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
-    """Multi-head attention of every sentence within itself.
+    """Returns multi-head attention within every sentence: out (T, C), received (T,), a cache.
 
-    qkv (T, 3C): queries, keys and values side by side; drop: a dropout mask for the attention
-    weights, or None; gates (T,) in 0..1: how much a token is there (see token_gates.py), or None:
+    qkv (T, 3C) holds queries, keys and values side by side. drop is a dropout mask for the
+    attention weights, or None. gates (T,), from 0 to 1, say how much of a token is there
+    (mechanisms/token_gates.py); None means that all of them are there. With scores s and gates g,
 
         P_qk = g_k e_qk,    e_qk = exp(s_qk) / sum_j g_j exp(s_qj)
 
-    so that a token with gate 0 gets no attention, as if it had been removed, and gates of 1 change
-    nothing. Returns out (T, C), and received (T,), the attention that each token got from the
-    others, summed over heads and (as far as they are there) queries, before dropout; no gradient
-    goes through it. The weights e of all sentences and heads lie in one flat array, sentence by
-    sentence, head by head, (n keys, n queries) each: sum of H n^2 numbers (`attention_size`); so
-    does drop.
+    A token with gate 0 gets no attention, as if it had been removed. Gates of 1 change nothing.
+
+    received is the attention that each token got from the other tokens, before dropout. It is
+    summed over heads and over queries, each query times its gate. No gradient goes through it.
+
+    The weights e of all sentences and heads lie in one flat array, sentence by sentence, head by
+    head, (n keys, n queries) each. That is the sum of H n^2 numbers (`attention_size`). drop has
+    the same layout.
     """
     size = qkv.shape[1] // 3
     scale = qkv.dtype.type(1 / math.sqrt(size // num_heads))
@@ -260,7 +301,7 @@ def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
         weight = weight / (weight * g).sum(-1, keepdims=True) if gates is not None else weight
         weights[flat] = weight.transpose(0, 2, 1).ravel()
         weight = weight * g
-        got = weight * g[:, None]  # what is given by queries that are there
+        got = weight * g[:, None]  # each query counts as much as its gate
         received[rows] = (got.sum(1) - got.diagonal(0, 1, 2)).sum(0)
         if drop is not None:
             weight = weight * _weights(drop[flat], num_heads)
@@ -269,11 +310,12 @@ def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
 
 
 def attention_backward(dout, cache):
-    """-> dqkv (T, 3C), and dgates (T,) or None."""
+    """Returns dqkv (T, 3C) for dout (T, C), and dgates (T,), or None if there were no gates."""
     qkv, weights, offsets, num_heads, drop, gates = cache
     size = dout.shape[1]
     scale = qkv.dtype.type(1 / math.sqrt(size // num_heads))
-    dqkv, dgates = np.empty_like(qkv), None if gates is None else np.empty_like(gates)
+    dqkv = np.empty_like(qkv)
+    dgates: Any = None if gates is None else np.empty_like(gates)
     for rows, flat in _blocks(offsets, num_heads):
         q, k, v = _heads(qkv[rows], 3 * num_heads).reshape(3, num_heads, -1, size // num_heads)
         dout_b = _heads(dout[rows], num_heads)  # (H, n, K)
@@ -292,12 +334,12 @@ def attention_backward(dout, cache):
 
 
 def attention_size(offsets, num_heads):
-    """How many attention weights a batch has: the sum of H n^2 over its sentences."""
+    """Returns the number of a batch's attention weights: the sum of H n^2 over its sentences."""
     return int(num_heads * (ragged.lengths(offsets) ** 2).sum())
 
 
 def _blocks(offsets, num_heads):
-    """For each sentence: its rows of x, and its part of the flat array of attention weights."""
+    """Yields each sentence's slice of rows, and its slice of the flat attention weights."""
     start = 0
     for begin, end in pairwise(offsets):
         stop = start + num_heads * int(end - begin) ** 2
@@ -306,18 +348,18 @@ def _blocks(offsets, num_heads):
 
 
 def _weights(flat, num_heads):
-    """A sentence's part of the flat array -> (H, n queries, n keys)."""
+    """Returns a sentence's part of the flat array as (H, n queries, n keys)."""
     n = math.isqrt(len(flat) // num_heads)
     return flat.reshape(num_heads, n, n).transpose(0, 2, 1)
 
 
 def _heads(x, num_heads):
-    """(n, C) -> (H, n, K)."""
+    """Returns x (n, C) cut into heads, (H, n, K)."""
     return x.reshape(len(x), num_heads, -1).transpose(1, 0, 2)
 
 
 def _rows(x):
-    """(H, n, K) -> (n, C)."""
+    """Returns heads (H, n, K) side by side, (n, C)."""
     return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
@@ -325,17 +367,18 @@ def _rows(x):
 
 
 def sum_of_squares(x):
-    """The sum of the squares of all elements, a float."""
+    """Returns the sum of the squares of all elements, a float."""
     return float(np.einsum("i,i", x.reshape(-1), x.reshape(-1)))
 
 
 def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, decay, scale):
-    """One AdamW step (Loshchilov & Hutter, arXiv 1711.05101) on one array, in place: p, m, v.
+    """Does one AdamW step on one array (Loshchilov & Hutter, arXiv 1711.05101).
 
-    step counts from 1; decay is decoupled from the gradient, as in PyTorch; scale multiplies the
-    gradient first (norm clipping).
+    The parameters p and the moments m and v are changed in place. The gradient g, of the same
+    shape, is first multiplied by scale (norm clipping). step counts from 1. decay is decoupled
+    from the gradient, as in PyTorch.
     """
-    number = p.dtype.type  # every coefficient in p's own precision, the kernel's too
+    number = p.dtype.type  # every coefficient has p's precision, in the Numba kernel too
     g = g * number(scale)
     p *= number(1 - lr * decay)
     m += (g - m) * (1 - number(beta1))

@@ -11,7 +11,8 @@ SCHEDULES = ("linear", "constant")
 
 def zero_moments(params: dict) -> tuple[dict, dict]:
     """AdamW's two moments, at zero."""
-    return tuple({name: np.zeros_like(p) for name, p in params.items()} for _ in range(2))
+    first, second = ({name: np.zeros_like(p) for name, p in params.items()} for _ in range(2))
+    return first, second
 
 
 def gradient_norm(grads: dict, calc) -> float:

@@ -40,18 +40,18 @@ def flag(name: str, knob: Knob) -> str:
     return "--" + (knob.option or name.replace("_", "-"))
 
 
-def add_knob(parser: argparse.ArgumentParser, name: str, knob: Knob, default: Any = "") -> None:
+def add_knob(parser: Any, name: str, knob: Knob, before: str = "") -> None:
     """An option for a knob; it is absent from the namespace where it is not given.
 
-    default: what help says of that, where it is not the knob's usual value.
+    parser: an ArgumentParser, or a group of one. before: what help says before the usual value.
     """
     how: dict[str, Any] = {"type": int if isinstance(knob.usual, int) else float}
     if isinstance(knob.usual, bool):
         how = {"action": "store_const", "const": not knob.usual}
     elif knob.choices:
         how = {"choices": knob.choices}
-    shown = default or ("" if knob.usual in (None, False, True) else knob.usual)
-    text = knob.help.replace("%", "%%") + (f" (default: {shown})" if shown != "" else "")
+    plain = knob.usual is None or isinstance(knob.usual, bool)
+    text = knob.help if plain else f"{knob.help} (default: {before}{knob.usual})"
     parser.add_argument(flag(name, knob), dest=name, default=argparse.SUPPRESS, help=text, **how)
 
 
@@ -104,26 +104,26 @@ FILES = {
 }
 PLAIN = {
     "metric": Knob(
-        None, "default: by the file's layout, else accuracy", choices=tuple(metrics.METRICS)
+        None, "the score (default: by the file's layout)", choices=tuple(metrics.METRICS)
     ),
     "regression": Knob(False, "labels are numbers to predict, not classes"),
     "max_length": Knob(128, "longer texts are cut to so many tokens", 3, 1_000_000),
-    "summary": Knob(None, "what the heads read; default: as config.json says", choices=SUMMARIES),
+    "summary": Knob(None, "what the heads read (default: as --init's config.json says)", choices=SUMMARIES),
     "epochs": Knob(3, "1..10; small data sets need more", 1, 10_000),
     "batch_size": Knob(32, "16 or 32 are usual", 1, 100_000),
     "lr": Knob(3e-5, "peak rate of the backbone and of a classifier kept; 2e-5..1e-4", 0, 1),
     "head_lr": Knob(1e-3, "peak rate of what is new, and of the mechanisms' parts", 0, 1),
-    "schedule": Knob("linear", "after the warm-up", choices=optim.SCHEDULES),
+    "schedule": Knob("linear", "the rate after the warm-up", choices=optim.SCHEDULES),
     "warmup": Knob(0.1, "share of the steps with a rising rate", 0, 1),
-    "weight_decay": Knob(0.01, "of matrices", 0, 1),
-    "dropout": Knob(None, "default: as the backbone's config.json says (0.1)", 0, 0.99),
+    "weight_decay": Knob(0.01, "decay of matrices", 0, 1),
+    "dropout": Knob(None, "of the training (default: as --init's config.json says)", 0, 0.99),
     "average": Knob(
         0.0, "score and save a moving average of the weights that decays so much a step: 0.999 is "
         "some 1000 steps", 0, 1,
     ),
-    "seed": Knob(0, "of all that is drawn", 0, 2**63),
+    "seed": Knob(0, "seed of all that is drawn", 0, 2**63),
     "no_shuffle": Knob(False, "take the examples as they come"),
-    "dtype": Knob("float32", "of the saved weights", choices=("float32", "float16")),
+    "dtype": Knob("float32", "dtype of the saved weights", choices=("float32", "float16")),
     "keep": Knob("last", "the epoch whose weights to save", choices=("last", "best")),
     "save_every": Knob(500, "steps between two checkpoints", 1, 10**9),
 }  # fmt: skip
@@ -145,10 +145,12 @@ def training_parser() -> argparse.ArgumentParser:
     )
     for name, knob in PLAIN.items():
         add_knob(p, name, knob)
-    for name, knob in SHAPES.items():
-        add_knob(p, name, knob, f"--init's, else {knob.usual}")
-    for name, knob in PRICES.items():
-        add_knob(p, name, knob)
+    for mechanism, record in MECHANISMS.items():
+        group = p.add_argument_group(f"with --use {mechanism}")
+        for name, knob in knobs_of(record.shape).items():
+            add_knob(group, name, knob, "--init's, else ")
+        for name, knob in knobs_of(record.prices).items():
+            add_knob(group, name, knob)
     return p
 
 

@@ -1,14 +1,14 @@
-"""The ragged batch: the real tokens of all sentences end to end, and where each sentence begins.
+"""The ragged batch: the tokens of all sentences end to end, without padding, and their offsets.
 
-Letters used in the shape comments of this package:
+These letters are used in the shape comments of the package:
     B sentences   T tokens of the batch   C hidden size   H heads   K head size (C = H K)
     F feed-forward size   V vocabulary   L layers   Y labels
 
-    x        (T, C)    every token is one row; there is no padding anywhere
+    x        (T, C)    one row for each token; there is no padding anywhere
     offsets  (B + 1,)  int64; sentence b owns the rows offsets[b] : offsets[b + 1]
 
-Everything in a transformer but attention works row by row, so no mask is ever needed; and every
-mechanism that saves work does it by choosing which rows go on, which is `select`.
+All parts of a transformer but attention work row by row, so a mask is never needed. A mechanism
+saves work by choosing the rows that go on: whole sentences with `select`, tokens with `thin`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-    """Token ids (T,), segment ids (T,), offsets (B + 1,): the input of a model."""
+    """The input of a model: token ids (T,), segment ids (T,), offsets (B + 1,), all int64."""
 
     ids: np.ndarray
     segments: np.ndarray
@@ -26,36 +26,45 @@ class Batch(NamedTuple):
 
 
 def concatenate(sentences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """[(n_b, ...)] of each sentence -> ((T, ...), offsets (B + 1,))."""
+    """Returns the sentences' arrays end to end, (T, ...), and their offsets (B + 1,), int64.
+
+    sentences: an array (n_b, ...) for each sentence, at least one.
+    """
     lengths = [len(sentence) for sentence in sentences]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return np.concatenate(sentences), offsets
 
 
 def split(x: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
-    """The inverse of concatenate; the parts are views of x."""
+    """Returns one array (n_b, ...) for each sentence, as views of x (T, ...).
+
+    This is the inverse of concatenate.
+    """
     return np.split(x, offsets[1:-1])
 
 
 def lengths(offsets: np.ndarray) -> np.ndarray:
-    """Tokens of each sentence, (B,)."""
+    """Returns the number of tokens of each sentence, (B,) int64."""
     return offsets[1:] - offsets[:-1]
 
 
 def positions(offsets: np.ndarray) -> np.ndarray:
-    """Place of every row within its own sentence, (T,): 0 1 2 .. 0 1 .."""
+    """Returns the position of every row within its sentence, (T,) int64: 0 1 2 .. 0 1 .."""
     return np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths(offsets))
 
 
 def select(offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sentences that go on: keep (B,) bool -> (rows, their offsets).
+    """Returns the rows (T',) and the offsets of the sentences that go on: those in keep (B,) bool.
 
-    rows (T',) are the indices of the kept sentences' rows, in order: x[rows] is the smaller batch.
+    rows are the indices of these sentences' rows, in order: x[rows] is the smaller batch.
     """
     rows = np.flatnonzero(np.repeat(keep, lengths(offsets)))
     return rows, np.concatenate([[0], np.cumsum(lengths(offsets)[keep])])
 
 
 def thin(offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that go on: keep (T,) bool -> (rows (T',), their offsets); no sentence is lost."""
+    """Returns the rows (T',) that go on, those in keep (T,) bool, and their offsets (B + 1,).
+
+    rows are indices: x[rows] is the smaller batch. It still has all B sentences.
+    """
     return np.flatnonzero(keep), np.concatenate([[0], np.cumsum(keep)])[offsets]

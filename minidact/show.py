@@ -1,7 +1,7 @@
-"""What every layer did for one text, to look at: in a terminal, and in a notebook.
+"""Shows what every layer did for one text, in a terminal or in a notebook.
 
-Both show the same: each word until the layer that it was dropped before, the layers that ran, were
-left out or came after the end, and how the answer grew. They need a predict.Prediction's fields.
+Both show the same. A token is shown until it is dropped. A layer is shown as run, as left out, or,
+after the last one that ran, as not run. With halting, the answer after each layer is shown.
 """
 
 import unicodedata
@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
-BOLD, FAINT = "1", "2"  # ANSI's numbers
+BOLD, FAINT = "1", "2"  # ANSI codes
 INDENT = 9
 
 
 class Layer(NamedTuple):
-    """One line: its number from 1; "run", "left out" or "not run"; the rest only of a run one.
+    """One layer, as a line shows it. number counts from 1; state: "run", "left out" or "not run".
 
-    words: (word piece, is it still there). dropped: some are not. step: one of Prediction.steps,
-    None without halting. settled: the first with a margin of 0 or more.
+    The other fields are set only if it ran. tokens: how many it worked on. words: for each token,
+    (the word piece, is it still there). dropped: are some of them gone. step: the layer's entry in
+    Prediction.steps, or None without halting. settled: is it the first with a margin of 0 or more.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Layer(NamedTuple):
 
 
 def layers(prediction) -> Iterator[Layer]:
+    """Yields every layer of the model in order, for a model.Prediction."""
     p, last = prediction, max(prediction.layers_run)
     safe = [margin is not None and margin >= 0 for _, _, margin in p.steps]
     settled = next((n for n, is_safe in zip(p.layers_run, safe, strict=False) if is_safe), None)
@@ -45,7 +47,10 @@ def layers(prediction) -> Iterator[Layer]:
 
 
 def figures(layer: Layer, label_width: int = 0) -> list[str]:
-    """What both say of a layer: its number, its state or tokens, and what halting saw."""
+    """Returns what a line says of a layer: its number, its state or tokens, what halting saw.
+
+    label_width: the label is padded to that many characters.
+    """
     parts = [f"layer {layer.number}"]
     parts.append(f"{layer.tokens} tokens" if layer.state == "run" else layer.state)
     if layer.step:
@@ -58,7 +63,10 @@ def figures(layer: Layer, label_width: int = 0) -> list[str]:
 
 
 def terminal(prediction, width: int | None = None, colour: bool = False) -> Iterator[str]:
-    """The lines of `infer --trace`. width: columns to wrap the words at; None: never."""
+    """Yields the lines of `infer --trace`, for a model.Prediction.
+
+    width: wrap the tokens at so many columns; None: never. colour: use ANSI's bold and faint.
+    """
 
     def paint(text, code):
         return f"\033[{code}m{text}\033[0m" if colour else text
@@ -82,14 +90,21 @@ def terminal(prediction, width: int | None = None, colour: bool = False) -> Iter
 
 
 def columns(text: str) -> int:
-    """How wide a terminal shows it: Chinese signs and emoji take two columns, accents none."""
+    """Returns how many columns a terminal needs for the text.
+
+    Chinese characters and emoji take two columns, combining accents take none.
+    """
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 def wrapped(words: list[tuple[str, str | None]], width: int | None) -> Iterator[list]:
-    """Cuts the list into lines of at most that many columns; a word that is longer has its own."""
-    line, used = [], 0
+    """Yields the list cut into lines of at most `width` columns; a longer word gets its own line.
+
+    words: (text, anything). width None: all in one line.
+    """
+    line: list[tuple[str, str | None]] = []
+    used = 0
     for word in words:
         more = columns(word[0]) + bool(line)
         if width is not None and line and used + more > width:
@@ -101,14 +116,17 @@ def wrapped(words: list[tuple[str, str | None]], width: int | None) -> Iterator[
 
 
 # --- in a notebook --------------------------------------------------------------------------------
-# only opacity and the page's own colours, so that light and dark pages both show it
+# only opacity and the page's own colours are used, so it fits light pages and dark ones
 
 CELL = "text-align:left;padding:1px 10px 1px 0;vertical-align:middle;white-space:nowrap"
 BAR = "display:inline-block;height:0.7em;background:currentColor"
 
 
 def html(prediction) -> str:
-    """A table: the sentence, a line per layer; words get fainter the earlier they were dropped."""
+    """Returns the HTML for a model.Prediction: the sentence, then a table with a row per layer.
+
+    The earlier a token was dropped, the fainter it is.
+    """
     p = prediction
     rows = "".join(f'<tr style="background:none">{row(layer)}</tr>' for layer in layers(p))
     return (
@@ -120,6 +138,7 @@ def html(prediction) -> str:
 
 
 def fading(p) -> str:
+    """Returns the sentence as HTML; the earlier a token was dropped, the fainter it is."""
     words = []
     for piece, stayed in zip(p.pieces, p.stayed, strict=True):
         never = stayed >= p.num_layers
@@ -130,6 +149,7 @@ def fading(p) -> str:
 
 
 def row(layer: Layer) -> str:
+    """Returns the cells of a layer's table row, as HTML."""
     cells, faint = [escape(part) for part in figures(layer)], layer.state != "run"
     if layer.step:
         answer = layer.step[0]
@@ -141,7 +161,10 @@ def row(layer: Layer) -> str:
 
 
 def bar(probability: float, classes: int) -> str:
-    """A bar of that share of 8 em; none for regression, whose answers are no shares."""
+    """Returns a bar as HTML that is filled to the probability and is 8 em wide.
+
+    With one class, a regression, it is empty text: the answer is no probability.
+    """
     if classes == 1:
         return ""
     full = f'<span style="{BAR};width:{8 * probability:.2f}em"></span>'

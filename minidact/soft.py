@@ -49,7 +49,7 @@ def soft_forward(net: Network, batch: Batch, labels, prices: dict[str, Any] | No
 def soft_backward(cache) -> dict[str, np.ndarray]:
     """Gradient of the loss with respect to every parameter that is trained."""
     net, prices, losses, walk, head_cache, costs = cache
-    carried, grads = net.config.mechanisms, {}
+    carried, grads = net.config.mechanisms, dict[str, np.ndarray]()
     dsummaries, du, dpi = [None] * (net.config.num_hidden_layers + 1), None, None
     dlosses = np.full_like(losses, 1 / len(losses))
     if "halting" in carried:
@@ -143,8 +143,8 @@ def _walk_backward(dsummaries, du, dpi, cache, grads):
                 dsummaries[layer] = ds if dsummaries[layer] is None else dsummaries[layer] + ds
         s_cache = s_before
     if path_cache is not None:
-        dplans = np.stack(dplans[::-1], 1)  # (B, L - 1)
-        dsummaries[0] = planning.planner_backward(dplans, path_cache, grads, calc)
+        dpi = np.stack(dplans[::-1], 1)  # (B, L - 1)
+        dsummaries[0] = planning.planner_backward(dpi, path_cache, grads, calc)
     dx, _ = _summary_backward(dsummaries[0], dx, dthere, s_cache, calc)
     bert.embeddings_backward(dx, embedding_cache, grads, calc)
 

@@ -32,8 +32,10 @@ def refused(monkeypatch, capsys):
 
     def run(sentence, module, *arguments):
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        folder = (ROOT / "minidact" / module).is_dir()
+        name = f"minidact.{module}{'.__main__' if folder else ''}"
         with pytest.raises(SystemExit) as end:
-            run_command(importlib.import_module(f"minidact.{module}").main)
+            run_command(importlib.import_module(name).main)
         out, err = capsys.readouterr()
         err = err[err.index("error: ") :]  # before it, perhaps, that kernels are compiled
         assert (end.value.code, out) == (2, "")
@@ -109,12 +111,16 @@ def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"texts": 3}, "neither str nor a list"),
+        ({"texts": 3}, "neither a str nor a list"),
         ({"texts": "good", "at": 0.3}, "knob of a rule"),
         ({"texts": [None]}, "text 0 is of type NoneType, not str"),
-        ({"texts": b"bytes"}, "text 0 is of type int, not str"),
+        ({"texts": b"bytes"}, "texts are of type bytes, neither a str nor a list"),
         ({"texts": ["a", "b"], "text_pairs": ["c"]}, "2 texts, but 1 second texts"),
-        ({"texts": "a", "text_pairs": [3]}, "text 1 is of type int"),
+        ({"texts": "a", "text_pairs": [3]}, "second text 0 is of type int, not str"),
+        ({"texts": "a", "text_pairs": 5}, "second texts are of type int, neither"),
+        ({"texts": "a", "slak": 1}, "knob is 'slak'; there are: slack, bound"),
+        ({"texts": "a", "budget": 0.5, "slak": 1}, "knob is 'slak'"),
+        ({"texts": "a", "slack": "0.3"}, "slack is '0.3'; it must be a number"),
         ({"texts": "a", "batch_size": 0}, "batch_size is 0"),
         ({"texts": "a", "slack": -1}, "slack is -1"),
         ({"texts": "a", "bound": "loose"}, "bound is 'loose'"),

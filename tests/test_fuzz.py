@@ -22,7 +22,7 @@ from minidact import InputError, Model, checkpoint, data, network
 from minidact.mechanisms import MECHANISMS
 
 TEXT = "the good film!"
-SECONDS, GROWTH = 5.0, 32 * 2**20  # of one case; bytes beyond the most that was held before
+GROWTH = 32 * 2**20  # bytes that one case may hold beyond the most that was held before
 
 # ---------------------------------------------------------------------------- damage
 
@@ -107,7 +107,7 @@ def damaged_tensors(draw, raw):
 
 
 class Watch:
-    """Counts cases, and holds each to its limits."""
+    """Counts cases, and holds each to its limit of memory; how long the slowest took is printed."""
 
     def __init__(self):
         self.cases = self.answered = self.slowest = self.hungriest = 0
@@ -124,7 +124,6 @@ class Watch:
         self.cases += 1
         self.slowest = max(self.slowest, time.perf_counter() - begin)
         self.hungriest = max(self.hungriest, memory() - before)
-        assert self.slowest < SECONDS
         assert self.hungriest < GROWTH
 
 

@@ -36,7 +36,10 @@ def test_the_first_block_installs_answers_and_tests():
 
 
 def test_every_file_has_its_line_in_the_tree():
-    tree = (ROOT / "README.md").read_text()
-    for file in (ROOT / "minidact").glob("*.py"):
-        if file.name != "__init__.py":
-            assert re.search(rf"\b{file.name}\b", tree), file.name
+    readme = (ROOT / "README.md").read_text()
+    tree = readme[readme.index("    minidact/\n") :]
+    for path in (ROOT / "minidact").rglob("*"):
+        if path.is_dir() and list(path.glob("*.py")):
+            assert re.search(rf"^ +{path.name}/ ", tree, re.M), path.name
+        elif path.suffix == ".py" and not path.name.startswith("__"):
+            assert re.search(rf"\b{path.name}\b", tree), path.name

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import TINY, run
 
-from minidact import study
+from minidact.study import __main__ as study
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_it_trains_sweeps_and_compares(options):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--tasks", "WNLI"], "--tasks 'WNLI' is unknown; there is SST-2"),
+        (["--tasks", "WNLI"], "--tasks 'WNLI' is unknown; there are: SST-2"),
         (["--methods", "magic"], "--methods 'magic' is unknown"),
         (["--seeds", "one"], "it must be numbers"),
         (["--tasks", "RTE", "--methods", "plain"], "the same study goes on from here"),

@@ -1,6 +1,7 @@
 """Fine-tuning by the command: it learns, it logs, it can be stopped, killed and repeated."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, tmp_pa
     whole = run("train", *arguments(task, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr
 
-    out, log = tmp_path / "out", tmp_path / "log.jsonl"
+    out, log, init = tmp_path / "out", tmp_path / "log.jsonl", tmp_path / "init"
+    shutil.copytree(TINY, init)
+    options["init"] = init
     state = out / "training.safetensors"
     process = subprocess.Popen(
         [sys.executable, "-m", "minidact.train", *arguments(task, out, log=log, **options)],
@@ -85,6 +88,7 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, tmp_pa
         assert f"checkpoint with: python -m minidact.train --out {out} --resume" in stdout
     (out / ".training.safetensors.left").write_bytes(b"half a checkpoint")
     out = out.rename(tmp_path / "moved")
+    shutil.rmtree(init)  # all that is needed is in the checkpoint
     resumed = run("train", "--out", out, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert same(weights(out), weights(tmp_path / "whole"))
@@ -217,7 +221,8 @@ def test_wrong_options_are_named(task, tmp_path):
         ({"dropout": 1}, "--dropout is 1"),
         ({"label-names": "a,b,c"}, "--label-names gives 3 names, the file has 2 labels"),
         ({"label-names": "a,b"}, "--label-names is for labels 0, 1, ..; the file's are no, yes"),
-        ({"label-names": "a,"}, "has an empty name"),
+        ({"label-names": "a,"}, "--label-names gives 1 names, the file has 2 labels"),
+        ({"label-names": "a,a"}, "has one name twice"),
         ({"out": full}, "holds a model already"),
         ({"out": one / "below"}, "cannot be made a directory"),
         ({"log": tmp_path / "none" / "log.jsonl"}, "could not be written"),

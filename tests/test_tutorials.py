@@ -60,5 +60,5 @@ def test_runs(notebook, tmp_path):
     shutil.copytree(TUTORIALS, here)
     cells = nbformat.read(here / notebook.name, as_version=4)
     resources = {"metadata": {"path": str(here)}}
-    how = {"timeout": 300, "kernel_name": "python3", "resources": resources}
+    how = {"timeout": 3600, "kernel_name": "python3", "resources": resources}
     nbclient.NotebookClient(cells, **how).execute()

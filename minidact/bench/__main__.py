@@ -1,9 +1,10 @@
-"""Times against the frameworks' and against the machine's limits: `python -m minidact.bench`.
+"""Times minidact beside the frameworks and the machine's limits: `python -m minidact.bench`.
 
-Every figure comes from rounds in which the contenders take turns, so that a slow moment of the
-machine hits all of them; given are medians over the rounds, and ratios are taken within a round.
-The model: a random BERT of 12 layers, 384 wide (21 M weights in its layers), on the same token ids
-for all. The peers need `pip install "minidact[bench]"`; without them, only our own rows are there.
+The contenders take turns, round after round, so a slow moment of the machine hits all of them. A
+time is the median over the rounds. A ratio is taken within each round; then the median is taken.
+The model is a random BERT with 12 layers, 384 wide (21 M weights in its layers). All contenders get
+the same token ids. The frameworks need `pip install "minidact[bench]"`. Without them, only
+minidact's own columns are there.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import numba
 import numpy as np
@@ -42,11 +44,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("--json", action="store_true", help="print one JSON object")
-    add("--data", help="a labelled file, such as SST-2/dev.tsv: its lengths, and adaptive times")
+    add("--data", help="a labelled file, such as SST-2/dev.tsv: take its texts' lengths, and time "
+        "halting on it")  # fmt: skip
     add("--rounds", type=int, default=5, help="turns of each contender (default 5)")
-    add("--threads", type=int, default=os.cpu_count(), help="for all contenders (default: all)")
+    add("--threads", type=int, default=os.cpu_count(), help="of each contender (default: all)")
     add("--layers", type=int, default=12, help="of the random model (default 12)")
-    add("--only", help="contenders by commas (default: all that are installed)")
+    add("--only", help="contenders, separated by commas (default: all that are installed)")
     return p
 
 
@@ -62,14 +65,14 @@ def main() -> None:
         if name not in CONTENDERS:
             raise InputError(f"no contender {name!r}; there are: {', '.join(CONTENDERS)}")
         if name not in installed():
-            raise InputError(f'{name} is not installed: pip install "minidact[bench]"')
+            raise InputError(f'{name} is not installed; try: pip install "minidact[bench]"')
     numba.set_num_threads(options.threads)
     result = bench(names, options.rounds, options.threads, options.layers, options.data)
     print(json.dumps(result) if options.json else table(result))
 
 
 def installed() -> list[str]:
-    """The contenders whose packages are there."""
+    """Returns the names of the contenders whose packages are installed."""
     return [
         name
         for name in CONTENDERS
@@ -78,9 +81,13 @@ def installed() -> list[str]:
 
 
 def bench(names, rounds, threads, layers, path=None) -> dict:
-    """The object of `bench --json`."""
+    """Returns the object that `bench --json` prints. Times are in ms, or in s if a key ends in _s.
+
+    names: contenders; path: a labelled file, or None. Raises InputError if the file cannot be read.
+    """
     examples = data.read_examples(path) if path else None
-    start = startup()  # first, while this process is small: a child's memory begins as its parent's
+    # this comes first, while this process is small: a child's memory begins as its parent's
+    start = startup()
     shipped = Model.from_pretrained()
     sentences, phrases = token_ids(shipped, examples)
     result = {"threads": threads, "layers": layers, "limits": limits(), "startup": start}
@@ -96,10 +103,11 @@ def bench(names, rounds, threads, layers, path=None) -> dict:
 
 
 def token_ids(shipped, examples):
-    """Token ids to answer, 256 texts of the data, and to train on, 128 random ones.
+    """Returns the token ids of 256 sentences to answer, and of 128 phrases to train on.
 
-    Lengths are drawn as SST-2 has them: 25 word pieces a sentence in its dev set (for answering
-    where no data are given), 13 a phrase in its training set, both with a long tail.
+    The phrases are random. So are the sentences, unless examples are given: then they are the first
+    256 texts. Random lengths are like SST-2's: 25 tokens a sentence as in its dev set, 13 a phrase
+    as in its training set, both with a long tail.
     """
     rng = np.random.default_rng(0)
 
@@ -115,8 +123,8 @@ def token_ids(shipped, examples):
 
 
 def random_config(config, layers):
-    """A plain BERT classifier with the sizes of the model that ships."""
-    nothing = {"mechanisms": {}, "budgets": ()}
+    """Returns the config of a plain BERT classifier with the sizes of the model that ships."""
+    nothing: dict[str, Any] = {"mechanisms": {}, "budgets": ()}
     return replace(config, num_hidden_layers=layers, summary="cls", **nothing)
 
 
@@ -124,7 +132,7 @@ def random_config(config, layers):
 
 
 def startup() -> dict:
-    """Seconds and memory of whole processes: import, the first answer ever, an answer after it."""
+    """Returns seconds and MB of whole processes: import, the first answer ever, later answers."""
 
     def run(*command, **env):
         begin = time.perf_counter()
@@ -151,14 +159,14 @@ def startup() -> dict:
 
 
 class Worker:
-    """A contender in a process of its own (contenders.py)."""
+    """A contender in a process of its own (bench/contenders.py)."""
 
     def __init__(self, name, directory, threads):
         self.name = name
         count = dict.fromkeys(
             ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
         )
-        self.process = subprocess.Popen(
+        self.process: Any = subprocess.Popen(
             [sys.executable, "-m", "minidact.bench.contenders", name, directory, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={**os.environ, **count},
@@ -166,6 +174,7 @@ class Worker:
         self.ask()
 
     def ask(self, **request):
+        """Returns the answer to a request; raises InputError if the process has ended."""
         if request:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
@@ -175,13 +184,14 @@ class Worker:
         return json.loads(line)
 
     def close(self):
+        """Ends the process and waits for it."""
         self.process.stdin.close()
         self.process.wait()
 
 
 @contextmanager
 def workers(config, tokenizer, names, threads):
-    """The contenders, all with the same random weights, for as long as the block lasts."""
+    """Yields the contenders as Workers with the same random weights; ends them with the block."""
     with tempfile.TemporaryDirectory() as directory:
         params = network.init_params(config, np.random.default_rng(0))
         checkpoint.save(directory, config, params, tokenizer)
@@ -194,7 +204,7 @@ def workers(config, tokenizer, names, threads):
 
 
 def answering(config, tokenizer, names, threads, sentences, rounds) -> list[dict]:
-    """One text at a time, of some lengths; and batches as the texts come."""
+    """Returns the rows for answering: one text of 8 to 128 tokens, and all sentences in batches."""
     words = np.concatenate(sentences).tolist()
     with workers(config, tokenizer, names, threads) as ws:
         rows = [
@@ -206,7 +216,7 @@ def answering(config, tokenizer, names, threads, sentences, rounds) -> list[dict
 
 
 def training(config, tokenizer, names, threads, phrases, rounds) -> list[dict]:
-    """Steps of AdamW on all parameters: batches as they come, and grouped by length."""
+    """Returns the rows for training by AdamW: phrases as they come, and sorted by length."""
     names = [name for name in names if name != "minidact 16 bits" and name != "ONNX Runtime"]
     layers = config.num_hidden_layers
     with workers(config, tokenizer, names, threads) as ws:
@@ -217,18 +227,23 @@ def training(config, tokenizer, names, threads, phrases, rounds) -> list[dict]:
 
 
 def in_batches(sentences, size=32):
+    """Returns the sentences cut into lists of `size`; the last may be shorter."""
     return [sentences[i : i + size] for i in range(0, len(sentences), size)]
 
 
 def measure(workers, text, kind, batches, repeat, rounds) -> dict:
-    """One case: every contender in turn, `rounds` times."""
-    ms, outs = {w.name: [] for w in workers}, {}
+    """Returns one row: the times of every contender on the batches, in turn, `rounds` times.
+
+    kind: "answer" or "train". repeat: how often a contender runs the batches in one turn.
+    """
+    ms: dict[str, list[float]] = {w.name: [] for w in workers}
+    outs: dict[str, list] = {}
     for _ in tqdm(range(rounds), desc=text, disable=not sys.stderr.isatty()):
         for worker in workers:
             answer = worker.ask(kind=kind, batches=batches, repeat=repeat)
             ms[worker.name].append(median(answer["ms"]))
             outs[worker.name] = answer["out"]
-            time.sleep(0.3)  # until its threads have stopped spinning
+            time.sleep(0.3)  # by then its threads have stopped spinning
     ours = ms.get("minidact", next(iter(ms.values())))
     return {
         "case": text,
@@ -245,13 +260,17 @@ def measure(workers, text, kind, batches, repeat, rounds) -> dict:
 
 
 def max_difference(outs) -> float:
-    """Between any two contenders' class probabilities of the same sentences."""
+    """Returns the largest difference between two contenders' probabilities of the same class."""
     stacked = np.array(list(outs.values()))
     return float(np.ptp(stacked, axis=0).max())
 
 
 def add_shares(row, config, limits) -> None:
-    """What part of the machine's limits our time is: products done, weights read once a batch."""
+    """Adds to a row which share of the machine's limits minidact reaches, from 0 to 1.
+
+    share_of_flops counts the products. share_of_bandwidth, for a single text, counts the weights,
+    which are read once.
+    """
     lengths, seconds = np.array(row["lengths"]), row["ms"].get("minidact", np.inf) / 1e3
     passes = 3 if row["kind"] == "train" else 1
     flop = 2 * passes * network.full_macs(config, lengths).sum()
@@ -266,7 +285,7 @@ def add_shares(row, config, limits) -> None:
 
 
 def adaptive(shipped, examples, rounds) -> list[dict]:
-    """The shipped model halting on real texts: its share of the full time, and of the MACs."""
+    """Returns what halting saves on real texts with the shipped model: time and multiply-adds."""
     labels, out = data.label_ids(examples, shipped.config, "the data"), []
     for batch_size in (1, 32):
         for slack in (0.0, 0.2, 0.4):
@@ -284,7 +303,10 @@ def adaptive(shipped, examples, rounds) -> list[dict]:
 
 
 def growth(config) -> list[dict]:
-    """Milliseconds as tokens, sentences and layers grow; attention's part grows quadratically."""
+    """Returns milliseconds, in all and of attention, as tokens, sentences and layers grow.
+
+    Attention grows with the square of a sentence's tokens.
+    """
     out, params = [], network.init_params(config, np.random.default_rng(0))
     for what, sentences, tokens, layers in (
         *(("tokens", 1, n, config.num_hidden_layers) for n in (16, 32, 64, 128, 256, 512)),
@@ -312,11 +334,11 @@ def growth(config) -> list[dict]:
     return out
 
 
-# ---------------------------------------------------------------------------- for people
+# ---------------------------------------------------------------------------- as text
 
 
 def table(r: dict) -> str:
-    """The object as text."""
+    """Returns what `bench` returned as text."""
     names = list(r["rows"][0]["ms"])
     start, limit = r["startup"], r["limits"]
     lines = [

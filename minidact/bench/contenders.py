@@ -1,18 +1,20 @@
-"""The programs that bench/__main__.py times: ours and the peers', each in a process of its own.
+"""The programs that bench/__main__.py times: minidact, and the frameworks beside it.
 
-Thread pools of different libraries would take the cores from each other in one process. So each
-contender is a worker that answers requests, one JSON object a line:
+In one process, the thread pools of different libraries would take the cores from each other. So
+each contender is a process of its own that answers requests, one JSON object a line:
 
     {"kind": "answer" | "train", "batches": [[[id, ..], ..], ..], "repeat": n}
-    -> {"ms": [n times, of all batches once], "out": class scores of the first batch}
+    -> {"ms": [n times, of all batches once], "out": probabilities of the first batch, or null}
 
-The peers' packages are optional (`pip install "minidact[bench]"`) and imported only in here.
+The frameworks are optional (`pip install "minidact[bench]"`). Only this file imports them.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +26,15 @@ from ..train.learn import learn
 
 
 class Minidact:
-    """Our kernels. half: the weights rounded to float16 first, and so packed in 16 bits."""
+    """Runs minidact with its Numba kernels, on the model in a directory.
+
+    half: round the weights to float16 first, so that they are packed in 16 bits.
+    """
 
     calc = kernels
 
     def __init__(self, directory, threads, half=False):
-        del threads  # bench/__main__.py sets them in the environment
+        del threads  # bench/__main__.py sets their number in the environment
         self.config, self.params, _ = checkpoint.load(directory)
         if half:
             self.params = {k: p.astype(np.float16).astype(p.dtype) for k, p in self.params.items()}
@@ -38,14 +43,17 @@ class Minidact:
             self.encoder = Encoder(self.params, self.config)
 
     def prepare(self, sentences):
+        """Returns lists of token ids as one ragged batch."""
         ids, offsets = ragged.concatenate([np.array(ids) for ids in sentences])
         return ragged.Batch(ids, np.zeros_like(ids), offsets)
 
     def answer(self, batch):
+        """Returns the probabilities (B, Y)."""
         net = Network(self.params, self.config, self.calc)
         return hard.hard_forward(net, batch, encoder=self.encoder).probs
 
     def train(self, batch):
+        """Does one step of AdamW on all parameters."""
         self.moments = self.moments or optim.zero_moments(self.params)
         labels, rng = np.arange(len(batch.offsets) - 1) % 2, np.random.default_rng(self.step)
         net = Network(self.params, self.config, self.calc, rng)
@@ -54,13 +62,16 @@ class Minidact:
 
 
 class Reference(Minidact):
-    """The same network in plain NumPy: ops.py."""
+    """Runs minidact in plain NumPy (ops.py)."""
 
     calc = ops
 
 
 class PyTorch:
-    """transformers' BertForSequenceClassification, eager mode, scaled dot product attention."""
+    """Runs transformers' BertForSequenceClassification, in eager mode.
+
+    Its attention is PyTorch's scaled_dot_product_attention.
+    """
 
     def __init__(self, directory, threads):
         import torch
@@ -73,7 +84,7 @@ class PyTorch:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
 
     def prepare(self, sentences):
-        """Padded to the longest, as every user of the library does."""
+        """Returns the model's inputs, padded to the longest sentence, as its users pad them."""
         longest = max(map(len, sentences))
         ids = self.torch.tensor([ids + [0] * (longest - len(ids)) for ids in sentences])
         lengths = self.torch.tensor([len(ids) for ids in sentences])
@@ -83,11 +94,13 @@ class PyTorch:
         }
 
     def answer(self, batch):
+        """Returns the probabilities (B, Y)."""
         self.model.eval()
         with self.torch.inference_mode():
             return self.model(**batch).logits.softmax(-1).numpy()
 
     def train(self, batch):
+        """Does one step of AdamW on all parameters."""
         self.model.train()
         labels = self.torch.arange(len(batch["input_ids"])) % 2
         self.model(**batch, labels=labels).loss.backward()
@@ -97,7 +110,7 @@ class PyTorch:
 
 
 class OnnxRuntime(PyTorch):
-    """The same model exported, on ONNX Runtime's CPU provider."""
+    """Runs PyTorch's model, exported to ONNX, on ONNX Runtime's CPU provider."""
 
     def __init__(self, directory, threads):
         import onnxruntime
@@ -111,10 +124,11 @@ class OnnxRuntime(PyTorch):
         self.session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 
     def _export(self, path):
+        """Writes the model to path in ONNX."""
         torch, model = self.torch, self.model.eval()
-        model.set_attn_implementation("eager")  # what the exporter understands
+        model.set_attn_implementation("eager")  # the exporter understands this attention
 
-        class Logits(torch.nn.Module):
+        class Logits(torch.nn.Module):  # type: ignore[name-defined]
             def __init__(self):
                 super().__init__()
                 self.model = model
@@ -131,14 +145,16 @@ class OnnxRuntime(PyTorch):
         )  # fmt: skip
 
     def prepare(self, sentences):
+        """Returns the model's inputs as NumPy arrays, padded to the longest sentence."""
         return {name: tensor.numpy() for name, tensor in super().prepare(sentences).items()}
 
     def answer(self, batch):
+        """Returns the probabilities (B, Y)."""
         logits = self.session.run(None, batch)[0]
         return ops.softmax_forward(logits)[0]
 
 
-CONTENDERS = {
+CONTENDERS: dict[str, Callable[[str, int], Any]] = {
     "numpy": Reference,
     "minidact": Minidact,
     "minidact 16 bits": lambda directory, threads: Minidact(directory, threads, half=True),
@@ -149,8 +165,8 @@ NEEDS = {"PyTorch": ("torch", "transformers"), "ONNX Runtime": ("onnxruntime", "
 
 
 def serve(name: str, directory: str, threads: int) -> None:
-    """Answers requests from standard input until it ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is not an answer
+    """Answers requests from standard input until it ends. directory: the model."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print, but that is no answer
     contender = CONTENDERS[name](directory, threads)
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:

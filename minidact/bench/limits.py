@@ -1,4 +1,4 @@
-"""The limits of the machine: products in the first cache, and bytes read from memory."""
+"""Measures the limits of the machine: products in the L1 cache, and bytes read from memory."""
 
 import math
 import time
@@ -11,13 +11,17 @@ from ..fast import gemm
 
 @numba.njit(parallel=True)
 def _multiply_in_cache(x, panel, start, out, repeat):
+    """Multiplies one tile by one panel, again and again, in every thread."""
     for t in numba.prange(len(out)):
         for _ in range(repeat):
             gemm.multiply(x[:, : x.shape[1]], panel, start, out[t][:, : gemm.PANEL])
 
 
 def limits() -> dict:
-    """What the machine can do: GFLOP/s of products in the first cache, GB/s read from memory."""
+    """Returns {"gflops": products in the L1 cache, in GFLOP/s, "gb_per_s": memory read, in GB/s}.
+
+    Both are those of all threads that Numba uses.
+    """
     threads, depth, repeat = numba.get_num_threads(), 256, 2000
     x, start = np.ones((gemm.TILE, depth), np.float32), np.ones(gemm.PANEL, np.float32)
     panel = aligned_ones(depth + gemm.AHEAD, gemm.PANEL)[:depth]
@@ -32,14 +36,14 @@ def limits() -> dict:
 
 
 def aligned_ones(*shape):
-    """Ones that begin where a line of memory does, as packed weights do."""
+    """Returns float32 ones of a shape that begin where a cache line begins, like packed weights."""
     ones = gemm.aligned(math.prod(shape)).reshape(shape)
     ones[:] = 1
     return ones
 
 
 def quickest(run, times=10) -> float:
-    """Seconds of the best of some runs, after one that does not count."""
+    """Returns the seconds of the fastest of some runs, after one run that does not count."""
     run()
     seconds = []
     for _ in range(times):

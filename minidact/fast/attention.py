@@ -1,13 +1,15 @@
-"""Attention on ragged rows, forward and backward, for one head of one sentence at a time.
+"""Attention on a ragged batch, forward and backward, one head of one sentence at a time.
 
     P = softmax(scale Q K'),  out = P V,  received_k = sum of P_qk over the other tokens q
 
-No array is larger than one sentence needs, and all products are tiles of gemm.py. The weights are
-worked on turned round, P' (keys, queries), whole panels of queries side by side: then a softmax
-goes down the columns, and every step of it is the same on numbers next to each other, which the
-compiler makes whole vectors of. Along a row it would need sums across a vector, and what is left
-over of a sentence's length would be worked on one by one, which is most of a short sentence.
-Turning costs nothing: a tile takes its rows from any stride.
+No array is larger than one sentence needs, and all products use the tiles of gemm.py.
+
+The attention weights are computed transposed: P' (keys, queries), with whole panels of queries side
+by side. The softmax then goes down the columns. Each of its steps does the same to numbers that lie
+side by side, so the compiler turns it into whole vectors. A softmax along the rows would need sums
+across a vector. At the end of each row, the numbers that do not fill a vector would be computed one
+by one. In a short sentence those are most of the numbers. The transposition costs nothing, because
+a tile takes its rows with any stride.
 """
 
 import math
@@ -20,15 +22,15 @@ from .gemm import PANEL, aligned, multiply_panels, panels_of_columns, panels_of_
 from .jit import jit
 from .special import exp
 
-QUERIES = 3 * PANEL  # at most so many side by side: what they need stays near
+QUERIES = 3 * PANEL  # queries side by side, at most: their arrays then stay in the cache
 F = np.float32
 
 
 @jit()
 def _softmax(score, queries, scale, received):
-    """score (keys, width): each of the first `queries` columns becomes softmax(scale column).
+    """Replaces the first `queries` columns of score (keys, width) by softmax(scale column).
 
-    The columns beyond become 0. received (keys,) grows by the sum of each row.
+    The other columns become 0. received (keys,) grows by the sum of each row.
     """
     width = score.shape[1]
     top, share = np.full(width, F(-np.inf)), np.zeros(width, np.float32)
@@ -53,7 +55,7 @@ def _softmax(score, queries, scale, received):
 
 @jit()
 def _softmax_backward(dweight, weight, scale):
-    """dweight (keys, width), the softmax's gradient, becomes that of what it was given."""
+    """Replaces dweight (keys, width), the gradient of the weights, by that of the scores."""
     width = weight.shape[1]
     inner = np.zeros(width, np.float32)
     for j in range(len(weight)):
@@ -68,9 +70,10 @@ def _softmax_backward(dweight, weight, scale):
 
 @jit()
 def _gate(weight, queries, gates, i, received):
-    """P = g softmax / (its sum over the keys), for each of the columns i : i + queries.
+    """Applies the gates g to the softmax in weight (keys, width), for queries i : i + queries.
 
-    Leaves e = P / g in weight; received (keys,): by the queries that are there.
+    P = g softmax / (its sum over the keys). weight becomes e = P / g. received (keys,) grows by
+    the sum over the other queries of P times the query's gate.
     """
     n, width = weight.shape
     share = np.zeros(width, np.float32)
@@ -93,7 +96,7 @@ def _gate(weight, queries, gates, i, received):
 
 @jit()
 def _times_gates(weight, gates):
-    """weight (keys, width) times gates (keys,), in place; gates of size 0: left alone."""
+    """Multiplies weight (keys, width) by gates (keys,), in place; does nothing without gates."""
     for k in range(len(gates)):
         row, g = weight[k], gates[k]
         for q in range(len(row)):
@@ -102,7 +105,10 @@ def _times_gates(weight, gates):
 
 @jit()
 def _gates_backward(dweight, weight, gates, dgates):
-    """dgates (keys,) += e (dweight - sum over keys of dweight P), where weight holds e = P / g."""
+    """Sets dgates (keys,) to sum over queries of e (dweight - sum over keys of dweight P).
+
+    weight holds e = P / g.
+    """
     n, width = weight.shape
     inner = np.zeros(width, np.float32)
     for k in range(n):
@@ -118,7 +124,7 @@ def _gates_backward(dweight, weight, gates, dgates):
 
 @jit()
 def _block(offsets, sentence, head, num_heads):
-    """Where one sentence's and head's (n, n) lies in the flat array of attention weights."""
+    """Returns where a sentence's weights (n, n) of one head begin and end in the flat array."""
     before = 0
     for b in range(sentence):
         before += num_heads * (offsets[b + 1] - offsets[b]) ** 2
@@ -128,7 +134,7 @@ def _block(offsets, sentence, head, num_heads):
 
 @jit()
 def _keep(block, first, columns, flat):
-    """The (n, n) in flat gets the block's columns, as columns first : first + columns."""
+    """Copies the block's columns to flat, (n, n), as its columns first : first + columns."""
     n = len(block)
     for k in range(n):
         row, to = block[k], flat[k * n + first : k * n + first + columns]
@@ -138,7 +144,7 @@ def _keep(block, first, columns, flat):
 
 @jit()
 def _kept(flat, block):
-    """block (n, width) = the (n, n) in flat, and 0 beyond."""
+    """Copies flat, (n, n), to block (n, width), and fills the other columns with 0."""
     n, width = block.shape
     for k in range(n):
         row, source = block[k], flat[k * n : (k + 1) * n]
@@ -150,7 +156,10 @@ def _kept(flat, block):
 
 @jit()
 def _drop(block, first, columns, flat):
-    """The block's columns times the same of the (n, n) in flat; flat of size 0: no dropout."""
+    """Multiplies the block's columns by columns first : first + columns of the mask flat, (n, n).
+
+    flat of size 0 means no dropout.
+    """
     n = len(block) if len(flat) > 0 else 0
     for k in range(n):
         row, mask = block[k], flat[k * n + first : k * n + first + columns]
@@ -160,7 +169,7 @@ def _drop(block, first, columns, flat):
 
 @jit()
 def _attend_head(qkv, rows, column, size, drop, gates, scale, out, received, weights):
-    """One head of one sentence: its (n, n) weights are kept if `weights` has room for them."""
+    """Computes one head of one sentence, and keeps its (n, n) weights if `weights` has room."""
     (lo, hi), c = rows, out.shape[1]
     n = hi - lo
     keys = qkv[lo:hi, c + column : c + column + size]
@@ -177,7 +186,7 @@ def _attend_head(qkv, rows, column, size, drop, gates, scale, out, received, wei
             _gate(weight, j - i, gates, i, received)
         else:
             for t in range(i, j):
-                received[t] -= weight[t, t - i]  # what it gives itself does not count
+                received[t] -= weight[t, t - i]  # what a token gives itself does not count
         if len(weights) > 0:
             _keep(weight, i, j - i, weights)
         _times_gates(weight, gates)
@@ -188,10 +197,12 @@ def _attend_head(qkv, rows, column, size, drop, gates, scale, out, received, wei
 
 @jit(parallel=True)
 def attend(qkv, offsets, num_heads, drop, gates, scale, out, received, weights):
-    """attention_forward into arrays that are given; received (H, T) is by head.
+    """Computes multi-head attention within every sentence, into arrays that are given, in float32.
 
-    drop, weights (as attention_size says) and gates (T,) may be of size 0: no dropout, weights
-    are not kept, no gates.
+    qkv (T, 3C) holds queries, keys and values side by side; offsets (B + 1,) is int64. out (T, C)
+    gets the result. received (H, T) gets the attention that each token got from the others, for
+    every head. weights and drop have ops.attention_size elements, gates (T,). Each of the three may
+    be of size 0: then the weights are not kept, there is no dropout, there are no gates.
     """
     size = out.shape[1] // num_heads
     for task in prange((len(offsets) - 1) * num_heads):
@@ -205,6 +216,7 @@ def attend(qkv, offsets, num_heads, drop, gates, scale, out, received, weights):
 
 @jit()
 def _attend_head_backward(dout, qkv, weights, rows, column, size, drop, gates, scale, dqkv, dgates):
+    """Computes one head's part of dqkv for one sentence, and of dgates if there are gates."""
     (lo, hi), c = rows, dout.shape[1]
     n, last = hi - lo, column + size
     dout_panels = panels_of_rows(dout[lo:hi, column:last])
@@ -229,6 +241,7 @@ def _attend_head_backward(dout, qkv, weights, rows, column, size, drop, gates, s
 
 @jit(parallel=True)
 def _attention_backward(dout, qkv, weights, offsets, num_heads, drop, gates, scale, dqkv, dgates):
+    """Computes dqkv (T, 3C) and dgates (H, T) by all threads, a sentence and a head at a time."""
     size = dout.shape[1] // num_heads
     for task in prange((len(offsets) - 1) * num_heads):
         b, head = task // num_heads, task % num_heads
@@ -242,12 +255,17 @@ def _attention_backward(dout, qkv, weights, offsets, num_heads, drop, gates, sca
 
 
 def _options(size, num_heads, drop, gates):
+    """Returns drop and gates with None replaced by an empty array, and the scale of the scores."""
     none = np.empty(0, np.float32)
     scale = F(1 / math.sqrt(size // num_heads))
     return (none if drop is None else drop), (none if gates is None else gates), scale
 
 
 def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
+    """Returns attention within every sentence, out (T, C), received (T,) and a cache, in float32.
+
+    Arguments and results are those of ops.attention_forward, which explains them.
+    """
     size = qkv.shape[1] // 3
     out, received = np.empty((len(qkv), size), F), np.empty((num_heads, len(qkv)), F)
     weights = np.empty(attention_size(offsets, num_heads), F)
@@ -257,6 +275,7 @@ def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
 
 
 def attention_backward(dout, cache):
+    """Returns dqkv (T, 3C), and dgates (T,) or None, for dout (T, C), in float32."""
     qkv, weights, offsets, num_heads, drop, gates = cache
     dqkv, dgates = np.empty_like(qkv), np.empty((num_heads, len(qkv)), F)
     options = _options(dout.shape[1], num_heads, drop, gates)

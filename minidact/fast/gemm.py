@@ -1,46 +1,45 @@
-"""Matrix products, from the registers up: what a BERT spends nine tenths of its time on.
+"""Matrix products, from the registers up. A BERT spends nine tenths of its time on them.
 
     C = A B + start        A (rows, depth), B (depth, columns), C (rows, columns)
 
-**The limit.** A core multiplies and adds two vectors of WIDTH numbers in every cycle, if it has
-them in registers. It can load two vectors in that time, too, but a product of two numbers needs
-both of them: who loads what each multiplication needs runs at half speed, and from beyond the
-first cache at a tenth. So every number that is loaded must be used many times.
+**The limit.** In every cycle a core can do two multiply-adds on vectors of WIDTH numbers, if their
+factors are in registers. In the same cycle it can load two vectors. But two multiply-adds have four
+factors. So a loop that loads both factors of every multiply-add runs at half speed, and at a tenth
+if they come from beyond the L1 cache. Every number that is loaded must be used many times.
 
-**The tile.** The unit of work is a block of C of TILE rows and 2 * WIDTH columns, which stays in
-registers from the first step of the sum to the last. Each step k takes two vectors of row k of B
-and, for every row of the tile, one number of A, spread over a whole vector:
+**The tile.** A tile is a block of C with TILE rows and 2 * WIDTH columns. It stays in registers
+from the first step of the sum to the last. Step k loads two vectors from row k of B. For every row
+of the tile it also loads one number of A and spreads it over a whole vector:
 
                           B[k, 0:W]   B[k, W:2W]
-        A[0, k] spread       C00          C01         12 rows x 2 vectors = 24 registers for C,
-        A[1, k] spread       C10          C11         2 for B, 1 for the number of A: 27 of the
-          ...                ...          ...         32 that AVX-512 has. (6 rows where there
-        A[11, k] spread      C11,0        C11,1       are 16 registers.)
+        A[0, k] spread       C00          C01         C takes 12 rows x 2 vectors = 24 registers,
+        A[1, k] spread       C10          C11         B takes 2, the number of A takes 1: that is
+          ...                ...          ...         27 of AVX-512's 32. Where there are only 16
+        A[11, k] spread      C11,0        C11,1       registers, a tile has 6 rows.
 
-24 multiplications for 14 loads: the multipliers are never idle. No product waits for the one
-before it either: the next that needs its result comes 24 later, and it takes only 4 cycles.
+A step has 24 multiply-adds and only 14 loads, so the multipliers are never idle. They do not wait
+for results either: a result is needed again 24 multiply-adds later, and is ready after 4 cycles.
 
-**The panel.** Walking down two vectors' width of B as a checkpoint stores it would touch another
-page of memory with every step. So B is cut into panels, (depth, 2 * WIDTH) each and contiguous:
-the tile reads its panel from front to back. Inference packs every weight once; training packs
-it for every product, which costs little when hundreds of rows then use it. A panel begins where
-a line of memory does, at a multiple of 64 bytes: else every load would need two lines.
+**The panel.** A tile walks down two vectors' width of B. In a checkpoint's layout every step would
+touch another page of memory. So B is packed into panels of (depth, 2 * WIDTH), each contiguous, and
+a tile reads its panel from front to back. Inference packs every weight once. Training packs it for
+every product, which costs little when hundreds of rows use it. A panel begins at a multiple of 64
+bytes, where a cache line begins. Otherwise every load would need two lines.
 
-**The prefetch.** With few rows (one short sentence) a panel is used once or twice, and comes from
-main memory, which takes a hundred times as long as a multiplication. So each step also asks for a
-line of memory that is needed later: AHEAD steps later, if one tile is all the rows there are; if
-there are more, each tile fetches its share of the next panel, and memory and multipliers are both
-at work all the time.
+**The prefetch.** With few rows (one short sentence) a panel is used only once or twice. It comes
+from main memory, which takes a hundred times as long as a multiplication. So each step also
+prefetches. If one tile holds all rows, it prefetches what it needs itself AHEAD steps later. With
+more tiles, each prefetches its share of the next panel. So memory and multipliers are always busy.
 
-**Sixteen bits.** Weights that float16 holds exactly (those that ship are stored so) may be packed
-as float16: half the bytes to wait for, and the same results bit for bit, because the processor
-widens them exactly, in the register.
+**Sixteen bits.** Weights that float16 holds exactly, like those that ship, may be packed as
+float16. That halves the bytes to wait for. The results are the same bit for bit, because the
+processor widens the weights exactly, in the register.
 
-A row's result does not depend on which rows share its tile: each number is summed in one fixed
-order. So a sentence gets the same bits in any batch.
+A row's result does not depend on the other rows of its tile, because each number is summed in one
+fixed order. So a sentence gets the same bits in any batch.
 
-Python cannot say "keep this in a register", but Numba lets a function emit LLVM's instructions
-directly (`numba.extending.intrinsic`). That is `_tile`; all else here is ordinary Numba.
+Python cannot say "keep this in a register". Numba lets a function emit LLVM's instructions directly
+(`numba.extending.intrinsic`), and `_tile` does so. Everything else here is ordinary Numba.
 """
 
 import numpy as np
@@ -54,11 +53,11 @@ from . import special
 from .jit import WIDTH, jit
 
 PANEL = 2 * WIDTH  # columns of a panel, and of a tile
-TILE = 12 if WIDTH == 16 else 6  # most rows of a tile
-AHEAD = 64  # steps
-LINE = 64  # bytes that memory gives at a time
-NEAR = 600_000  # bytes of A that stay in the second cache
-SMALL = 1 << 18  # products of fewer multiplications are left to NumPy, which packs nothing
+TILE = 12 if WIDTH == 16 else 6  # rows of a tile, at most
+AHEAD = 64  # a tile that holds all rows prefetches so many steps ahead
+LINE = 64  # bytes of a cache line
+NEAR = 600_000  # bytes of A that stay in the L2 cache
+SMALL = 1 << 18  # a product of fewer multiplications is left to NumPy, which packs nothing
 
 F = np.float32
 
@@ -70,11 +69,12 @@ F = np.float32
 def _tile(
     typing, rows, panel_type, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step
 ):
-    """C (rows, PANEL) = start + A (rows, depth) panel (depth, PANEL), 1 <= rows <= TILE.
+    """Computes C (rows, PANEL) = start + A (rows, depth) panel (depth, PANEL), 1 <= rows <= TILE.
 
-    All int64. a, panel, start, c are addresses; a_row, a_step, c_row are distances in bytes: from
-    one row of A to the next, from one step of the sum to the next, from one row of C to the next.
-    panel_type: an array of the panel's dtype, float32, or uint16 for the bits of float16.
+    All arguments are int64 but panel_type, which is any array of the panel's dtype: float32, or
+    uint16 for the bits of float16. a, panel, start and c are addresses. a_row, a_step and c_row are
+    distances in bytes: between rows of A, between steps of the sum, between rows of C. Step k
+    prefetches the address ahead + k * ahead_step.
     """
     half = panel_type.dtype == types.uint16
     signature = types.void(types.int64, panel_type, *[types.int64] * 10)
@@ -98,11 +98,11 @@ def _tile(
 def _emit_tile(
     builder, rows, half, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step
 ):
-    """LLVM's instructions for one tile of a fixed number of rows."""
+    """Emits LLVM's instructions for one tile of a fixed number of rows."""
     i32, i64, byte = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
     number, vector = ir.FloatType(), ir.VectorType(ir.FloatType(), WIDTH)
-    stored = ir.VectorType(ir.HalfType(), WIDTH) if half else vector  # how the panel has it
-    size = WIDTH * (2 if half else 4)  # bytes of a vector of the panel
+    stored = ir.VectorType(ir.HalfType(), WIDTH) if half else vector  # a panel's vector
+    size = WIDTH * (2 if half else 4)  # bytes of that vector
     fma = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{WIDTH}f32"
     )
@@ -158,7 +158,7 @@ def _emit_tile(
 
 @jit()
 def _call_tile(rows, panels, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step):
-    """_tile, compiled once for all who use it."""
+    """Calls _tile; a function of its own, so that the tile is compiled only once."""
     _tile(rows, panels, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step)
 
 
@@ -167,13 +167,13 @@ def _call_tile(rows, panels, a, a_row, a_step, panel, depth, start, c, c_row, ah
 
 @jit()
 def _at(array):
-    """The address of an array's first element (signed: mixed with distances it must stay whole)."""
+    """Returns the address of an array's first element, as int64 like the distances added to it."""
     return np.int64(array.ctypes.data)
 
 
 @jit()
 def aligned(size):
-    """Room for `size` float32, beginning where a line of memory does."""
+    """Returns an uninitialised float32 array (size,) that begins where a cache line begins."""
     line = LINE // 4
     room = np.empty(size + line, np.float32)
     first = (-_at(room) % LINE) // 4
@@ -182,16 +182,16 @@ def aligned(size):
 
 @jit()
 def _empty_panels(columns, depth):
-    """Room for the panels of a matrix: (ceil(columns / PANEL), depth, PANEL)."""
+    """Returns room for the panels of a matrix: (ceil(columns / PANEL), depth, PANEL)."""
     panels = (columns + PANEL - 1) // PANEL
     return aligned(panels * depth * PANEL).reshape(panels, depth, PANEL)
 
 
 @jit()
 def fill_rows(b, panel):
-    """panel[k, c] = b[c, k]: b (columns, depth), as checkpoints store weights. Rest: 0."""
+    """Copies b' to panel (depth, PANEL), padded with 0; b (columns, depth) is a stored weight."""
     columns, depth = b.shape
-    for k0 in range(0, depth, 16):  # 16 steps at a time: one line of memory from each row of b
+    for k0 in range(0, depth, 16):  # 16 steps at a time: one cache line from each row of b
         for k in range(k0, min(k0 + 16, depth)):
             for c in range(columns):
                 panel[k, c] = b[c, k]
@@ -201,14 +201,12 @@ def fill_rows(b, panel):
 
 @jit()
 def fill_columns(b, rows, first, columns, panel):
-    """panel[k, c] = b[rows[0] + k, first + c], for the rows (from, to) and c < columns. Rest: 0.
-
-    Not a slice of b: only of a whole array does the compiler know that its rows are contiguous.
-    """
+    """Copies b[rows[0] : rows[1], first : first + columns] to panel (depth, PANEL), 0 beyond."""
+    # b is a whole array: the compiler would not know that the rows of a slice are contiguous
     for k in range(rows[1] - rows[0]):
         b_k, panel_k = b[rows[0] + k, first : first + columns], panel[k]
         if columns == PANEL:
-            for c in range(PANEL):  # a number of steps that the compiler knows: whole vectors
+            for c in range(PANEL):  # the compiler knows this length: whole vectors
                 panel_k[c] = b_k[c]
         else:
             for c in range(PANEL):
@@ -217,9 +215,10 @@ def fill_columns(b, rows, first, columns, panel):
 
 @jit()
 def multiply(a, panel, start, c):
-    """c (rows, columns <= PANEL) = start (PANEL,) + a (rows, depth) panel (depth, PANEL).
+    """Computes c (rows, columns <= PANEL) = start (PANEL,) + a (rows, depth) panel (depth, PANEL).
 
-    Give a and c as slices [:, i:j] even when they are whole: one type, compiled once.
+    Pass a and c as slices [:, i:j] even if they are whole. They then have one type, and this
+    function is compiled once. All are float32; the panel may be uint16, the bits of float16.
     """
     rows, depth = a.shape
     columns = c.shape[1]
@@ -233,7 +232,7 @@ def multiply(a, panel, start, c):
         lo, hi = rows * i // tiles, rows * (i + 1) // tiles  # tiles of nearly the same height
         from_row = a_at + lo * a_row
         to, to_row = (c_at + lo * c_row, c_row) if columns == PANEL else (spare_at, 4 * PANEL)
-        # one tile: fetch what it needs itself, AHEAD steps later; more: share the next panel
+        # a single tile prefetches its own panel, AHEAD steps on; several share the next panel
         ahead = panel_at + step * (AHEAD if tiles == 1 else depth + depth * i // tiles)
         _call_tile(
             hi - lo, panel, from_row, a_row, a_step, panel_at, depth, start_at, to, to_row,
@@ -247,7 +246,7 @@ def multiply(a, panel, start, c):
 
 @jit()
 def panels_of_rows(b):
-    """Panels of b' for b (columns, depth): (ceil(columns / PANEL), depth, PANEL)."""
+    """Returns the panels of b' for b (columns, depth): (ceil(columns / PANEL), depth, PANEL)."""
     panels = _empty_panels(len(b), b.shape[1])
     for i in range(len(panels)):
         fill_rows(b[i * PANEL : (i + 1) * PANEL], panels[i])
@@ -256,7 +255,7 @@ def panels_of_rows(b):
 
 @jit()
 def panels_of_columns(b, rows, first, columns):
-    """Panels of b[rows[0] : rows[1], first : first + columns]: (.., depth, PANEL)."""
+    """Returns the panels of b[rows[0] : rows[1], first : first + columns]: (.., depth, PANEL)."""
     depth = rows[1] - rows[0]
     panels = _empty_panels(columns, depth)
     for i in range(len(panels)):
@@ -267,7 +266,7 @@ def panels_of_columns(b, rows, first, columns):
 
 @jit()
 def multiply_panels(a, panels, c):
-    """c (rows, columns) = a (rows, depth) times the panels' matrix: a small product, one thread."""
+    """Computes c (rows, columns) = a (rows, depth) times the panels' matrix, in one thread."""
     start = np.zeros(PANEL, np.float32)
     for i in range(len(panels)):
         multiply(a, panels[i], start, c[:, i * PANEL : (i + 1) * PANEL])
@@ -278,17 +277,17 @@ def multiply_panels(a, panels, c):
 
 @jit()
 def _blocks(panels, rows, depth):
-    """Into how many ranges of rows to cut a product, whose panels are all used for one, then next.
+    """Returns the number of blocks that a product's rows are cut into.
 
-    So few rows that they stay in a core's second cache until the last panel has met them; and
-    where there are few panels, enough blocks for all threads.
+    A block meets all panels before the next block begins, so it must be small enough to stay in a
+    core's L2 cache. If there are few panels, there must be enough blocks for all threads.
     """
     return max((rows * depth * 4 + NEAR - 1) // NEAR, min(rows // (2 * TILE), 12 // panels), 1)
 
 
 @jit()
 def _share(task, panels, blocks, rows, columns):
-    """What a task makes of the result: its rows lo : hi, in the columns first : last of a panel."""
+    """Returns a task's part of the result: rows lo : hi, columns first : last (one panel's)."""
     block, i = task // panels, task % panels
     lo, hi = rows * block // blocks, rows * (block + 1) // blocks
     return lo, hi, i * PANEL, min((i + 1) * PANEL, columns)
@@ -296,7 +295,7 @@ def _share(task, panels, blocks, rows, columns):
 
 @jit(parallel=True)
 def _pack_rows(b):
-    """panels_of_rows by all threads."""
+    """Returns what panels_of_rows returns, packed by all threads."""
     panels = _empty_panels(len(b), b.shape[1])
     for i in prange(len(panels)):
         fill_rows(b[i * PANEL : (i + 1) * PANEL], panels[i])
@@ -305,7 +304,7 @@ def _pack_rows(b):
 
 @jit(parallel=True)
 def _pack_columns(b):
-    """panels_of_columns by all threads, of the whole of b."""
+    """Returns the panels of all columns of b (depth, columns), packed by all threads."""
     depth, columns = b.shape
     panels = _empty_panels(columns, depth)
     for i in prange(len(panels)):
@@ -315,7 +314,7 @@ def _pack_columns(b):
 
 @jit()
 def _cut_strip(a, lo, hi, strip, total):
-    """strip (K, TILE): the columns lo : hi of a (K, M); total (M,) gets each column's sum there."""
+    """Copies columns lo : hi of a (K, M) to strip (K, TILE), and their sums to total[lo:hi]."""
     sums = np.zeros(TILE, np.float32)
     for k in range(len(a)):
         a_k, strip_k = a[k, lo:hi], strip[k]
@@ -327,10 +326,10 @@ def _cut_strip(a, lo, hi, strip, total):
 
 @jit(parallel=True)
 def _product_of_columns(a, b, out, total):
-    """out (M, N) = a' b, total (M,) = a's sum over k: a (K, M), b (K, N).
+    """Computes out (M, N) = a' b and total (M,) = the sums of a's columns; a (K, M), b (K, N).
 
-    `a` is cut into strips of TILE columns first: down a column of `a` every step is another line
-    of memory; down a strip it is the next number. The sum costs nothing on this way.
+    `a` is first cut into strips of TILE columns. Down a column of `a`, every step would be in
+    another cache line; down a strip it is the next number. Cutting also makes the sum, at no cost.
     """
     (depth, rows), columns = a.shape, b.shape[1]
     tiles = (rows + TILE - 1) // TILE
@@ -349,7 +348,7 @@ def _product_of_columns(a, b, out, total):
 
 @jit()
 def _gelu_block(x, rows, first):
-    """x's given rows, and PANEL columns from `first` on, become their GELU."""
+    """Applies GELU in place to x's rows rows[0] : rows[1], in PANEL columns from `first` on."""
     for r in range(rows[0], rows[1]):
         x_r = x[r, first : first + PANEL]
         for c in range(min(PANEL, len(x_r))):
@@ -358,20 +357,23 @@ def _gelu_block(x, rows, first):
 
 @jit(parallel=True)
 def linear_packed(x, panels, starts, gelu, out):
-    """out (T, O) = x (T, I) w' + b, or its GELU; panels: as packed, starts (P, PANEL)."""
+    """Computes out (T, O) = x (T, I) w' + b, or its GELU if `gelu`, by all threads.
+
+    panels (P, I, PANEL) hold w and starts (P, PANEL) hold b, both padded with 0.
+    """
     (rows, outputs), depth = out.shape, x.shape[1]
     blocks = _blocks(len(panels), rows, depth)
     for task in prange(len(panels) * blocks):
         lo, hi, first, last = _share(task, len(panels), blocks, rows, outputs)
         i = first // PANEL
         multiply(x[lo:hi, :depth], panels[i], starts[i], out[lo:hi, first:last])
-        if gelu:  # at once, while these numbers are in a near cache
+        if gelu:  # now, while these numbers are still in the cache
             _gelu_block(out, (lo, hi), first)
 
 
 @jit()
 def _starts(b):
-    """A bias (O,) as the panels' products start with it: (P, PANEL)."""
+    """Returns a bias b (O,) as one row per panel, (P, PANEL), padded with 0."""
     starts = np.zeros((len(b) + PANEL - 1) // PANEL * PANEL, np.float32)
     starts[: len(b)] = b
     return starts.reshape(-1, PANEL)
@@ -379,24 +381,25 @@ def _starts(b):
 
 @jit()
 def _linear(x, w, b, out):
-    """out (T, O) = x (T, I) w' + b for a weight w (O, I) that is not packed yet."""
+    """Computes out (T, O) = x (T, I) w' + b for a weight w (O, I) that is not packed yet."""
     linear_packed(x, _pack_rows(w), _starts(b), len(x) < 0, out)
 
 
 @jit()
 def _product(a, b, out):
-    """out (M, N) = a (M, K) b (K, N)."""
+    """Computes out (M, N) = a (M, K) b (K, N)."""
     none = np.zeros(b.shape[1], np.float32)
     linear_packed(a, _pack_columns(b), _starts(none), len(a) < 0, out)
 
 
 def pack(w, panels):
-    """Fills panels (ceil(O / PANEL), I, PANEL) with w (O, I), and 0 beyond its end."""
+    """Packs w (O, I) into panels (ceil(O / PANEL), I, PANEL), padded with 0; float32 or uint16."""
     for i in range(len(panels)):
         fill_rows(w[i * PANEL : (i + 1) * PANEL], panels[i])
 
 
 def linear_forward(x, w, b):
+    """Returns x w' + b (T, O) and a cache, in float32; x (T, I), w (O, I), b (O,)."""
     if x.size * len(w) < SMALL:
         return ops.linear_forward(x, w, b)
     out = np.empty((len(x), len(w)), np.float32)
@@ -405,6 +408,7 @@ def linear_forward(x, w, b):
 
 
 def linear_backward(dout, cache):
+    """Returns dx (T, I), dw (O, I) and db (O,) for dout (T, O), in float32."""
     x, w = cache
     if x.size * len(w) < SMALL:
         return ops.linear_backward(dout, cache)

@@ -86,7 +86,7 @@ def _one_at_a_time(save):
 
     def save_alone(*arguments):
         try:
-            with locked(Path(_DIRECTORY) / "lock"):
+            with locked(Path(_DIRECTORY or "") / "lock"):
                 save(*arguments)
         except OSError:  # the disk is full, or the directory gone: used now, compiled again later
             pass

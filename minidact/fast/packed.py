@@ -1,12 +1,12 @@
-"""The layers once more, for answers only: weights packed, nothing kept for a backward pass.
+"""The layers of a BERT for inference only, with packed weights, in float32.
 
-bert.py is the definition; this is what runs when no gradient is wanted, in float32. What makes it
-faster changes nothing that is computed, and a test holds the two against each other:
-- every weight is packed once, when the model is loaded (gemm.py says into what, and why), all of
-  them into one array, so that the memory's pages are few and large;
-- query, key and value are one product, and GELU is applied to a block just made;
-- what a backward pass would need is not kept, and buffers serve layer after layer;
-- a layer is one call from Python: with one short sentence, ten calls would be a tenth of the time.
+bert.py defines what a layer computes. This file computes the same, and a test compares the two. It
+is faster for four reasons:
+- Every weight is packed once, when the model is loaded (gemm.py says how and why). All weights go
+  into one array, so that the pages of memory are few and large.
+- Query, key and value are one product, and GELU is applied to each block as soon as it is made.
+- Nothing is kept for a backward pass, and all layers use the same buffers.
+- A layer is one call from Python. With one short sentence, ten calls would be a tenth of the time.
 """
 
 import numpy as np
@@ -19,23 +19,25 @@ from .jit import HALVES, jit
 
 
 class Encoder:
-    """The packed layers of a model. Nothing is written to it: threads may share it.
+    """The packed layers of a model. Nothing changes them, so threads may share them.
 
-    In 16 bits, if no weight loses a digit by it and the processor can widen them itself.
+    The weights are packed in 16 bits if float16 holds all of them exactly and the processor itself
+    can widen them.
     """
 
     def __init__(self, params: dict, config: Config):
+        """params: float32 arrays under Hugging Face's names, as bert.shapes(config) lists them."""
         c, f = config.hidden_size, config.intermediate_size
         self.config, layers = config, range(config.num_hidden_layers)
         matrices = [_matrices(params, f"bert.encoder.layer.{n}") for n in layers]
-        with np.errstate(over="ignore"):  # what float16 cannot hold shows in the comparison
+        with np.errstate(over="ignore"):  # a weight too large for float16 fails the comparison
             halves = [[w.astype(np.float16) for w in layer] for layer in matrices]
         pairs = [zip(ws, hs, strict=True) for ws, hs in zip(matrices, halves, strict=True)]
         half = HALVES and all(np.array_equal(w, h) for layer in pairs for w, h in layer)
         if half:
             matrices = [[h.view(np.uint16) for h in layer] for layer in halves]
         sizes = [_panels(o) * i * PANEL for o, i in ((3 * c, c), (c, c), (f, c), (c, f))]
-        # every panel of a layer, and every vector, in the order in which _layer needs them
+        # each row holds a layer's panels, or its vectors, in the order in which _layer uses them
         kind = np.dtype(np.uint16 if half else np.float32)
         room = aligned(len(layers) * sum(sizes) * kind.itemsize // 4)
         self.panels = room.view(kind).reshape(len(layers), sum(sizes))
@@ -45,7 +47,10 @@ class Encoder:
         self.vectors = np.stack([_vectors(params, f"bert.encoder.layer.{n}") for n in layers])
 
     def workspace(self, offsets):
-        """Buffers for batches with at most the rows of this one."""
+        """Returns float32 buffers for batches with at most as many rows as this one.
+
+        offsets (B + 1,) are int64. The buffers are what `layer` takes as its workspace.
+        """
         c, f, heads = (
             self.config.hidden_size,
             self.config.intermediate_size,
@@ -56,9 +61,10 @@ class Encoder:
         return tuple(aligned(m * n).reshape(m, n) for m, n in sizes)
 
     def layer(self, n: int, x, offsets, workspace):
-        """Layer n on a ragged batch: x (T, C) float32 is replaced by the layer's output.
+        """Runs layer n (from 0) on a ragged batch, and writes its output over x (T, C), float32.
 
-        Returns received (H, T): the attention that each token got from others, by head.
+        Returns received (H, T), the attention that each token got from the others, for every head.
+        It lies in the workspace, so the next call overwrites it.
         """
         heads, eps = self.config.num_attention_heads, np.float32(self.config.layer_norm_eps)
         return _layer(x, offsets, self.panels[n], self.vectors[n], heads, eps, workspace)
@@ -68,15 +74,18 @@ QKV = [f"attention.self.{name}" for name in bert.QKV]
 
 
 def _matrices(params, at):
-    """A layer's weights, query, key and value as one."""
+    """Returns a layer's four weight matrices; the first is query, key and value in one."""
     names = ("attention.output.dense", "intermediate.dense", "output.dense")
     qkv = np.concatenate([params[f"{at}.{name}.weight"] for name in QKV])
     return [qkv, *(params[f"{at}.{name}.weight"] for name in names)]
 
 
 def _vectors(params, at):
-    """A layer's biases, filled up to whole panels, and its layer norms' gamma and beta: (N,)."""
-    parts = []
+    """Returns a layer's vectors as one, (N,): biases, and each layer norm's gamma and beta.
+
+    The biases are padded with 0 to whole panels.
+    """
+    parts: list[np.ndarray] = []
     for names, norm in (
         (QKV, None),
         (["attention.output.dense"], "attention.output.LayerNorm"),
@@ -91,12 +100,13 @@ def _vectors(params, at):
 
 
 def _panels(outputs):
+    """Returns the number of panels that a weight with so many outputs is packed into."""
     return -(-outputs // PANEL)
 
 
 @jit()
 def _linear(x, panels, vectors, gelu, out):
-    """One packed product; returns what is left of the layer's panels and vectors."""
+    """Computes one packed product, and returns the rest of the layer's panels and vectors."""
     depth, count = x.shape[1], (out.shape[1] + PANEL - 1) // PANEL
     size, starts = count * depth * PANEL, count * PANEL
     linear_packed(
@@ -111,11 +121,12 @@ def _linear(x, panels, vectors, gelu, out):
 
 @jit()
 def _layer(x, offsets, panels, vectors, heads, eps, workspace):
+    """Runs one layer, writes its output over x (T, C), and returns received (H, T)."""
     rows, c = x.shape
     qkv, mixed, middle, wide, received = workspace
     qkv, mixed, middle, wide = qkv[:rows], mixed[:rows], middle[:rows], wide[:rows]
     scale = np.float32(1 / np.sqrt(c // heads))
-    gelu, plain = c > 0, c < 0  # a literal True would be compiled apart from a literal False
+    gelu, plain = c > 0, c < 0  # literal True and False would be compiled separately
     panels, vectors = _linear(x, panels, vectors, plain, qkv)
     none = vectors[:0]  # no dropout, no gates, no weights to keep
     kernels.attend(qkv, offsets, heads, none, none, scale, mixed, received, none)

@@ -1,8 +1,9 @@
-"""exp and the normal distribution in float32, as polynomials that a loop can be vectorised over.
+"""exp and the normal distribution in float32, as polynomials that LLVM can vectorise.
 
-The C library's exp and erf are calls, one number at a time: 3 and 7 ns each. Written out in
-multiplications and additions, LLVM computes a whole vector at once: 0.5 and 0.9 ns a number. Every
-constant is a float32: one Python float would promote the whole expression to float64.
+The C library's exp and erf are function calls. Each call computes one number, in 3 and 7 ns. Here
+they are multiplications and additions, so LLVM computes a whole vector at once: 0.5 and 0.9 ns a
+number. Every constant is a float32, because one Python float would promote the whole expression to
+float64.
 """
 
 import numpy as np
@@ -14,10 +15,13 @@ F = np.float32
 
 @jit(fastmath={"contract"})
 def exp(x):
-    """e^x with a relative error of 2e-7: 2^n times a polynomial in the rest, |rest| < ln(2) / 2."""
+    """Returns e^x for a float32, with a relative error of 2e-7; NaN stays NaN.
+
+    The result is 2^n times a polynomial in the remainder r, |r| < ln(2) / 2.
+    """
     clamped = min(max(x, F(-87.0)), F(88.0))
-    # adding 1.5 * 2^23 leaves no bits after the point, so it rounds to a whole number n, and n
-    # is what the lowest bits of the sum then hold (this must not be reordered: no "reassoc")
+    # A float32 near 1.5 * 2^23 has no bits after the point, so this sum is rounded to a whole
+    # number. Its lowest bits hold n. The order of these lines must stay: no "reassoc" above.
     shifted = clamped * F(1.4426950408889634) + F(12582912.0)
     n = shifted - F(12582912.0)
     r = clamped - n * F(0.693359375) - n * F(-2.1219444e-4)  # ln 2 in two parts
@@ -38,14 +42,16 @@ def exp(x):
 
 @jit()
 def normal(x):
-    """(Phi(x), phi(x)): the normal distribution function and density, relative error < 1e-6.
+    """Returns (Phi(x), phi(x)), the normal distribution function and its density, for a float32.
 
-    The upper tail is phi-shaped: 1 - Phi(u) = e^(-u^2/2) P(t), t = 1 / (1 + 0.35 u), u >= 0, with
-    P a polynomial of degree 7, fitted for this file to a relative error of 3e-7.
+    The relative error is below 1e-6. The upper tail has the shape of phi:
+
+        1 - Phi(u) = e^(-u^2/2) P(t),    t = 1 / (1 + 0.35 u),    u >= 0
+
+    P is a polynomial of degree 7. It was fitted for this file, to a relative error of 3e-7.
     """
-    far = abs(x) > F(
-        12.6
-    )  # the tail is below 1e-36 there: 0, before numbers get subnormal and slow
+    # beyond 12.6 the tail is below 1e-36; it becomes 0 before numbers get subnormal and slow
+    far = abs(x) > F(12.6)
     u = F(12.6) if far else abs(x)
     bell = exp(u * u * F(-0.5))
     t = F(1.0) / (F(1.0) + F(0.35) * u)
@@ -63,6 +69,7 @@ def normal(x):
 
 @jit()
 def gelu(x):
-    """x Phi(x)."""
+    """Returns x Phi(x), the exact GELU, for a float32."""
     cdf, _ = normal(x)
-    return x * cdf if x > F(-15.0) else F(0.0) * cdf  # -inf * 0 would be NaN
+    # for x = -inf the product x * cdf would be NaN
+    return x * cdf if x > F(-15.0) else F(0.0) * cdf

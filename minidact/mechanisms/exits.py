@@ -260,10 +260,9 @@ class Prices:
 
 
 def _shapes(shape: Halting, sizes: Sizes) -> dict:
-    unit, table = (shape.trunk_size, sizes.classes, shape.sees_confidence), {}
-    for layer in range(sizes.layers):
-        table |= dact.shapes(dact.unit_name(layer), sizes.hidden, *unit)
-    return table
+    unit = (sizes.hidden, shape.trunk_size, sizes.classes, shape.sees_confidence)
+    tables = [dact.shapes(dact.unit_name(layer), *unit) for layer in range(sizes.layers)]
+    return {name: shape for table in tables for name, shape in table.items()}
 
 
 def _start(own: dict, shape: Halting, prices: Prices) -> None:
@@ -287,7 +286,7 @@ HALTING = Mechanism(
         "bound": Knob("tight", "which exact bound to halt by", choices=dact.BOUNDS),
         "rule": Knob(None, "halt by this rule instead of the one that the heads were trained for, "
                      "to compare; with --use halting", choices=tuple(RULES)),
-        "at": Knob(None, "that rule's knob (mechanisms/exits.py)"),
+        "at": Knob(None, "that rule's threshold, depth or count (mechanisms/exits.py)"),
     },
     shapes=_shapes, start=_start, macs=_macs, answers=True,
 )  # fmt: skip

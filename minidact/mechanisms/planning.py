@@ -177,10 +177,9 @@ class Prices:
 
 
 def _shapes(shape: Planning, sizes: Sizes) -> dict:
-    size, table = (sizes.hidden, shape.width, decisions(shape.planner, sizes.layers)), {}
-    for name in names(shape.planner, sizes.layers):
-        table |= shapes(name, *size)
-    return table
+    size = (sizes.hidden, shape.width, decisions(shape.planner, sizes.layers))
+    tables = [shapes(name, *size) for name in names(shape.planner, sizes.layers)]
+    return {name: shape for table in tables for name, shape in table.items()}
 
 
 def _start(own: dict, shape: Planning, prices: Prices) -> None:

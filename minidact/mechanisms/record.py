@@ -48,9 +48,9 @@ class Knob(NamedTuple):
         if isinstance(self.usual, bool):
             return "" if isinstance(value, bool) else "; it must be true or false"
         whole = isinstance(self.usual, int)
-        if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
             return f"; it must be a {'whole ' if whole else ''}number"
-        if self.least <= value <= self.most:
+        if self.least <= value <= self.most:  # type: ignore[operator]
             return ""
         if self.most == math.inf:
             return f"; it must be {self.least} or more"

@@ -1,6 +1,6 @@
-"""Pictures of what the other commands write: a training's log, and a sweep.
+"""Draws what other commands write: a training's log, or the result of a sweep.
 
-`python -m minidact.plot FILE --out PICTURE` draws one. Needs matplotlib.
+`python -m minidact.plot FILE --out PICTURE` draws one picture. It needs matplotlib.
 """
 
 import importlib.util
@@ -15,17 +15,21 @@ from ..mechanisms.exits import RULES
 
 BLUE, ORANGE, GREEN, GREY = "#0b6e99", "#c45500", "#5a8f29", "#7a7a7a"
 PALETTE = (BLUE, GREEN, ORANGE, "#8a4f9e", "#a07000")
-COLOURS = {"all": "black"} | dict(zip(MECHANISMS, PALETTE, strict=False))  # of a sweep's curves
-NOT_TERMS = {"step", "loss", "lr", "tokens", "tokens_per_s"}  # the log's other keys
+COLOURS = {"all": "black"} | dict(zip(MECHANISMS, PALETTE, strict=False))  # of the curves
+NOT_TERMS = {"step", "loss", "lr", "tokens", "tokens_per_s"}  # a log's other keys are loss terms
 
 
 def check_matplotlib() -> None:
+    """Raises InputError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("drawing needs matplotlib: pip install 'minidact[plot]'")
 
 
 def read(path: str) -> dict | list[dict]:
-    """A sweep's result, or a log's records. Raises InputError."""
+    """Returns a sweep's result (a dict), or a log's records (a list of dicts).
+
+    Raises InputError if the file cannot be read, is empty, or is neither.
+    """
     what = f"{path} is neither a training's log nor the output of evaluate --sweep --json"
     try:
         records = [json.loads(line) for line in Path(path).read_text().splitlines()]
@@ -42,6 +46,10 @@ def read(path: str) -> dict | list[dict]:
 
 
 def save(figure, path: str) -> None:
+    """Writes a matplotlib figure to path, in the format of its ending, and closes the figure.
+
+    Raises InputError if it cannot be written.
+    """
     import matplotlib.pyplot as plt
 
     try:
@@ -53,14 +61,17 @@ def save(figure, path: str) -> None:
 
 
 def sweep(result: dict):
-    """sweep.sweep's curves, value over multiply-adds -> matplotlib's figure."""
+    """Returns a matplotlib figure of a sweep's curves: the metric over the multiply-adds.
+
+    result: what study.sweep.sweep returns. Raises KeyError and the like if it is damaged.
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for name in result["areas"]:
         points = [p for p in result["points"] if p["curve"] == name]
         points = sorted((100 * p["macs_fraction"], p["value"]) for p in points)
-        if name == "grid":  # single settings of all knobs, not a curve
+        if name == "grid":  # separate settings of all knobs, not a curve
             axes.plot(*zip(*points, strict=True), ".", color=GREY, ms=3, label="all, other knobs")
         elif name in RULES:
             axes.plot(*zip(*points, strict=True), ".--", lw=1, ms=4, alpha=0.7, label=name)
@@ -76,7 +87,11 @@ def sweep(result: dict):
 
 
 def training(records: list[dict]):
-    """A log's records -> matplotlib's figure: the loss above, its terms below, over the steps."""
+    """Returns a matplotlib figure of a log's records: above the loss, below its terms, by step.
+
+    records: a dict for each step, as train --log writes them. Raises KeyError and the like if they
+    are damaged.
+    """
     import matplotlib.pyplot as plt
 
     names = [name for name in records[0] if name not in NOT_TERMS]
@@ -99,7 +114,7 @@ def training(records: list[dict]):
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of each value and those before it, at most `window` together."""
+    """Returns for each of the values (N,) the mean of it and of up to window - 1 values before."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     end = np.arange(1, len(values) + 1)
     begin = np.maximum(end - window, 0)

@@ -1,8 +1,10 @@
-"""Every method on the same tasks: `python -m minidact.study --data GLUE --init DIR --out DIR`.
+"""Compares all methods on the same tasks.
 
-All it does are trainings and sweeps, each by a command of this package, in a process of its own and
-printed before it starts. What is finished is not done again, so the study can be stopped at any
-time, and widened later by further tasks and seeds. At the end it prints the table.
+    python -m minidact.study --data GLUE --init DIR --out DIR
+
+A study consists of trainings and sweeps. Each is a command of this package, runs in a process of
+its own, and is printed before it starts. What is finished is not run again. So a study can be
+stopped at any time, and widened later by more tasks and seeds. At the end it prints the table.
 """
 
 import argparse
@@ -12,13 +14,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, run_command
 from ..options import STATE, choose, comma_list
 
-TASKS = {  # epochs, those of a second training, what else; train.tsv and the second file
+TASKS = {  # epochs of a first and of a second training, more options, the file to score on
     "SST-2": (1, 1, "--label-names negative,positive", "dev.tsv"),
     "CoLA": (3, 2, "", "dev.tsv"),
     "MRPC": (3, 2, "", "dev.tsv"),
@@ -27,16 +30,17 @@ TASKS = {  # epochs, those of a second training, what else; train.tsv and the se
 }
 ALWAYS = "--summary mean --lr 5e-5 --dtype float16"
 DACT = "--use halting --tau 0.02 --distill 0.5"
-ALL = (  # a gentle second training of what DACT has learnt
+ALL = (  # a gentle second training, which starts from DACT's model
     "--use halting,planning,tokens --epochs {again} --lr 2e-5 --head-lr 2e-4"
     " --tau 0.02 --distill 0.5 --layer-cost 1 --layer-target 0.35 --explore 0.1 --explore-share 0.1"
     " --token-cost 0.15 --bimodal 1"
 )
 STOPS, ALL_CURVES = ("halting", "confidence", "fixed"), ("halting", "planning", "tokens", "all")
-METHODS = {  # what it starts from (None: the backbone), how it is trained, the curves it is for
+METHODS = {  # the method it starts from (None: the backbone), training options, curves to sweep
     "plain": (None, "--use ''", ()),
     "dact": (None, DACT, STOPS),
-    "dact-after": ("plain", f"{DACT} --lr 2e-5", STOPS),  # the paper's order: fine-tuned before
+    # the paper's order: plain fine-tuning comes first
+    "dact-after": ("plain", f"{DACT} --lr 2e-5", STOPS),
     "pabee": (None, "--use halting --heads pabee", ("patience",)),
     "pondernet": (None, "--use halting --heads pondernet", ("cumulated",)),
     "deebert": ("plain", "--use halting --heads deebert", ("entropy",)),
@@ -44,7 +48,7 @@ METHODS = {  # what it starts from (None: the backbone), how it is trained, the 
     "all": ("dact", ALL, ALL_CURVES),
     "all-after": ("dact-after", ALL, ALL_CURVES),
 }
-CHOICES = {  # the same with one choice made otherwise; only by name
+CHOICES = {  # the same methods with one choice changed; they run only if --methods names them
     "all-left": ("dact", f"{ALL} --pool left", ("tokens", "all")),
     "all-absolute": ("dact", f"{ALL} --ranks absolute", ("tokens", "all")),
     "all-path": ("dact", f"{ALL} --planner path", ("planning", "all")),
@@ -61,12 +65,12 @@ def parser() -> argparse.ArgumentParser:
     add("--data", required=True, help="directory of tasks: GLUE's folders, and TREC")
     add("--init", required=True, help="the backbone: a directory, a hub id, or a name in weights/")
     add("--out", required=True, help="directory for the models, logs and figures")
-    add("--tasks", default=",".join(TASKS), help="by commas (default: %(default)s)")
-    others = f"by commas (default: %(default)s; there is also {', '.join(CHOICES)})"
+    add("--tasks", default=",".join(TASKS), help="separated by commas (default: %(default)s)")
+    others = f"separated by commas (default: %(default)s; there are also: {', '.join(CHOICES)})"
     add("--methods", default=",".join(METHODS), help=others)
-    add("--seeds", default="0", help="by commas (default: %(default)s)")
-    add("--finished", action="store_true", help="train nothing: print what there is already")
-    add("--json", action="store_true", help="print the figures as one JSON object, not the table")
+    add("--seeds", default="0", help="separated by commas (default: %(default)s)")
+    add("--finished", action="store_true", help="train nothing, print only what is finished")
+    add("--json", action="store_true", help="print the figures as one JSON array, not as a table")
     return p
 
 
@@ -77,8 +81,10 @@ def main() -> None:
     try:
         seeds = [int(seed) for seed in comma_list(o.seeds)]
     except ValueError:
-        raise InputError(f"--seeds is {o.seeds!r}; it must be numbers, by commas") from None
-    results = {}
+        raise InputError(
+            f"--seeds is {o.seeds!r}; it must be numbers, separated by commas"
+        ) from None
+    results: dict[tuple[str, str], dict[str, list[float]]] = {}
     for seed in seeds:
         for task in tasks:
             for method in methods:
@@ -90,7 +96,12 @@ def main() -> None:
 
 
 def study(o, task: str, method: str, seed: int) -> dict[str, float]:
-    """Trains, sweeps -> {"full": the metric in full, curve: its area, ...}; {} if not finished."""
+    """Trains a method on a task and sweeps it, unless that is done; returns the figures.
+
+    They are {"full": the full model's metric, curve: its area, ...}. With --finished (o.finished)
+    nothing is trained, and {} is returned for what is not finished. Raises InputError if a command
+    fails.
+    """
     start, options, curves = (METHODS | CHOICES)[method]
     (epochs, again, more, dev), folder = TASKS[task], Path(o.data) / task
     out = Path(o.out) / task / f"{method}-{seed}"
@@ -120,19 +131,28 @@ def study(o, task: str, method: str, seed: int) -> dict[str, float]:
     return {"full": full} | result.get("areas", {})
 
 
-def call(command: str, stdout) -> str | None:
-    """Runs a command of this package; stdout: where to, or subprocess.PIPE for returning it."""
+def call(command: str, stdout) -> Any:
+    """Runs a command of this package, without its "python -m minidact.".
+
+    Its output goes to the file stdout. If stdout is subprocess.PIPE, it is returned, as str. Raises
+    InputError if the command fails.
+    """
     print(f"python -m minidact.{command}", file=sys.stderr, flush=True)
     name, *rest = shlex.split(command)
     words = [sys.executable, "-m", f"minidact.{name}", *rest]
     run = subprocess.run(words, stdout=stdout, text=True)
     if run.returncode:
-        raise InputError(f"that ended with code {run.returncode}; the same study goes on from here")
+        raise InputError(
+            f"this command ended with code {run.returncode}; the same study goes on from here"
+        )
     return run.stdout
 
 
 def table(figures: list[dict], tasks: list[str]) -> str:
-    """Markdown: a line for every curve; means over the seeds, and their standard deviations."""
+    """Returns the figures as a Markdown table with a line for every curve.
+
+    A cell has the mean over the seeds and the standard deviation, both times 100.
+    """
     lines = [f"| model | curve | {' | '.join(tasks)} |", "|---" * (len(tasks) + 2) + "|"]
     for row in figures:
         cells = [cell(row[task]) if task in row else "" for task in tasks]
@@ -141,6 +161,7 @@ def table(figures: list[dict], tasks: list[str]) -> str:
 
 
 def cell(values: list[float]) -> str:
+    """Returns the mean, and for several values their standard deviation, both times 100."""
     spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{100 * np.mean(values):.1f}{spread}"
 

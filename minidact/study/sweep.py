@@ -1,6 +1,7 @@
-"""Every mechanism and every neighbour over the range of its knob: quality against cost.
+"""Quality against cost: every mechanism, and every other stopping rule, over its knob's range.
 
-`python -m minidact.evaluate --sweep` prints what is computed here.
+The other rules are the neighbours in mechanisms/exits.py. `python -m minidact.evaluate --sweep`
+prints what is computed here.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,14 +16,15 @@ from ..mechanisms.exits import HEADS, RULES
 from ..mechanisms.record import Knob
 from ..options import choose
 
-LOW_HALF = 0.5  # the area is taken from one layer's share of the multiply-adds up to this
-Point = tuple[str, dict[str, Any]]  # a curve's name, keyword arguments for Model.knobs
+LOW_HALF = 0.5  # share of the multiply-adds: areas go from one layer's share up to this
+Point = tuple[str, dict[str, Any]]  # a curve's name, and keyword arguments for Model.knobs
 
 
 def settings(config: Config, curves: str | None = None) -> list[Point]:
-    """Every point to evaluate.
+    """Returns every point to evaluate: (curve, keyword arguments for Model.knobs).
 
-    curves: names by commas, of those the model can be swept over; None: all. Raises InputError.
+    curves: names of curves, separated by commas; None: all that the model has. Raises InputError
+    for a name that is none of them.
     """
     points = list(_settings(config))
     if curves is None:
@@ -32,6 +34,7 @@ def settings(config: Config, curves: str | None = None) -> list[Point]:
 
 
 def _settings(config: Config) -> Iterator[Point]:
+    """Yields all points: each mechanism alone, all together, then the other stopping rules."""
     halting, carried = config.mechanisms.get("halting"), tuple(config.mechanisms)
     own = halting and RULES[HEADS[halting.trained].rule]
     for name in carried:
@@ -41,9 +44,9 @@ def _settings(config: Config) -> Iterator[Point]:
     knobs = {key: knob for name in carried for key, knob in _swept(name, own).items()}
     if len(carried) > 1 and knobs:
         first = next(iter(knobs))
-        for value in knobs[first].sweep:  # one knob, as for each alone
+        for value in knobs[first].sweep:  # one knob moves, as for each mechanism alone
             yield "all", {"use": carried, first: value}
-        for values in product(*(knob.grid for knob in knobs.values())):  # all knobs, for --budget
+        for values in product(*(knob.grid for knob in knobs.values())):  # all knobs: for --budget
             chosen = dict(zip(knobs, values, strict=True))
             if any(chosen[key] != knobs[key].usual for key in knobs if key != first):
                 yield "grid", {"use": carried, **chosen}
@@ -52,13 +55,17 @@ def _settings(config: Config) -> Iterator[Point]:
 
 
 def _swept(name: str, own: Any) -> dict[str, Knob]:
-    """A mechanism's knobs that have a range; of halting's, the one that its own rule is set by."""
+    """Returns a mechanism's knobs that have a range; of halting's, only the own rule's knob."""
     knobs = {key: knob for key, knob in MECHANISMS[name].knobs.items() if knob.sweep}
     return {key: k for key, k in knobs.items() if name != "halting" or key == own.set_by}
 
 
 def _rules(config: Config, own: Any) -> Iterator[Point]:
-    """The rules that answer with one layer's y: all on DACT's heads, else what goes with them."""
+    """Yields the points of the rules that answer with one layer's y.
+
+    With DACT's heads these are all such rules. With other heads they are the heads' own rule,
+    fixed and confidence.
+    """
     for name, rule in RULES.items():
         if rule.averages or not (own.averages or rule is own or name in ("fixed", "confidence")):
             continue
@@ -68,11 +75,15 @@ def _rules(config: Config, own: Any) -> Iterator[Point]:
 
 
 def sweep(settings: list, evaluate: Callable[[dict, dict | None], dict], progress=iter) -> dict:
-    """-> {"points", "areas", "budgets"}. evaluate: knobs, a known result -> evaluate.evaluate's.
+    """Evaluates the settings and returns {"points": .., "areas": .., "budgets": ..}.
 
-    The full model is timed anew at the first point of every curve.
+    points: a dict for each setting, with its curve, its knobs and what evaluate returned. areas:
+    `area` of every curve. budgets: `budgets` of the points. evaluate is called with the knobs and
+    with an earlier result of the same curve (or None); it returns what evaluate.evaluate returns.
+    So the full model is timed anew at the first point of every curve.
     """
-    points, known = [], {}
+    points: list[dict] = []
+    known: dict[str, dict] = {}
     for name, knobs in progress(settings):
         result = known[name] = evaluate(knobs, known.get(name))
         points.append({"curve": name, "knobs": knobs} | result)
@@ -85,11 +96,12 @@ def sweep(settings: list, evaluate: Callable[[dict, dict | None], dict], progres
 
 
 def area(points: list[tuple[float, float]], low: float, high: float = LOW_HALF) -> float:
-    """Mean value over costs low..high, of (cost, value) points: the area under their curve / width.
+    """Returns the mean value over the costs low..high: the area under the curve / (high - low).
 
-    At a cost counts the best that can be had for it: the best point so far, or a mixture of two
-    neighbours (some sentences with one setting, some with the other). Below the cheapest point, its
-    value falls to 0 in proportion to the cost.
+    points are (cost, value), with costs as shares of the full multiply-adds. The curve has the best
+    value that each cost can buy. That is the best point so far, or a mixture of two points (some
+    sentences with one setting, some with the other). Below the cheapest point the value falls to 0
+    in proportion to the cost.
     """
     best, curve = -np.inf, [(0.0, 0.0)]
     for cost, value in sorted(points):
@@ -102,7 +114,10 @@ def area(points: list[tuple[float, float]], low: float, high: float = LOW_HALF) 
 
 
 def budgets(points: list[dict]) -> list[dict]:
-    """The points that nothing cheaper beats, cheapest first: what --budget chooses from."""
+    """Returns {"macs_fraction", "knobs"} of the points that --budget chooses from, cheapest first.
+
+    They are the mechanisms' points with a better value than every cheaper one.
+    """
     chosen, best = [], -np.inf
     for point in sorted(points, key=lambda p: (p["macs_fraction"], -p["value"])):
         if point["curve"] not in RULES and point["value"] > best:
@@ -113,7 +128,7 @@ def budgets(points: list[dict]) -> list[dict]:
 
 
 def table(result: dict) -> str:
-    """The curves as text, one line a point."""
+    """Returns what `sweep` returned as text, with one line for each point."""
     lines = [f"{'':12}{'knob':>18}{'value':>8}{'MACs':>8}{'layers':>8}{'tokens':>8}{'ms/text':>9}"]
     for p in result["points"]:
         knob = " ".join(f"{v:g}" for v in p["knobs"].values() if isinstance(v, int | float))

@@ -219,8 +219,8 @@ class Run:
             text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers"
         if token_gates.NAME in params:  # are the gates fit to be set to 0 and 1?
             net = Network(params, self.config, self.calc)
-            probs = [soft.soft_answers(net, batch) for batch in map(data.to_batch, parts)]
-            value = metrics.score(self.metric, np.concatenate(probs), self.dev_labels)
+            probs = np.concatenate([soft.soft_answers(net, data.to_batch(part)) for part in parts])
+            value = metrics.score(self.metric, probs, self.dev_labels)
             far = token_gates.undecided(params[token_gates.NAME])
             text += f"; with token gates as they are, a mean {far:.3f} from 0 or 1: {value:.4f}"
         return text, values[1]

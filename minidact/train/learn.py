@@ -47,6 +47,8 @@ def learn(
     for what, value in (("loss", terms["loss"]), ("gradient's norm", norm)):
         if not np.isfinite(value):
             raise InputError(f"the {what} is {value} at step {step}")
-    how = {"weight_decay": weight_decay, "scale": optim.clip_scale(norm)}
-    optim.adamw(net.params, grads, moments, step + 1, rates, net.calc, **how)
+    optim.adamw(
+        net.params, grads, moments, step + 1, rates, net.calc,
+        weight_decay=weight_decay, scale=optim.clip_scale(norm),
+    )  # fmt: skip
     return terms
