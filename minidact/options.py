@@ -108,7 +108,7 @@ PLAIN = {
     ),
     "regression": Knob(False, "labels are numbers to predict, not classes"),
     "max_length": Knob(128, "longer texts are cut to so many tokens", 3, 1_000_000),
-    "summary": Knob(None, "what the heads read (default: as --init's config.json says)", choices=SUMMARIES),
+    "summary": Knob(None, "what the heads read (default: as --init does)", choices=SUMMARIES),
     "epochs": Knob(3, "1..10; small data sets need more", 1, 10_000),
     "batch_size": Knob(32, "16 or 32 are usual", 1, 100_000),
     "lr": Knob(3e-5, "peak rate of the backbone and of a classifier kept; 2e-5..1e-4", 0, 1),
@@ -116,7 +116,7 @@ PLAIN = {
     "schedule": Knob("linear", "the rate after the warm-up", choices=optim.SCHEDULES),
     "warmup": Knob(0.1, "share of the steps with a rising rate", 0, 1),
     "weight_decay": Knob(0.01, "decay of matrices", 0, 1),
-    "dropout": Knob(None, "of the training (default: as --init's config.json says)", 0, 0.99),
+    "dropout": Knob(None, "of the training (default: as --init has it)", 0, 0.99),
     "average": Knob(
         0.0, "score and save a moving average of the weights that decays so much a step: 0.999 is "
         "some 1000 steps", 0, 1,

@@ -10,9 +10,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-# threads that wait shall not hold up a machine that is busy (see train.py); commands inherit it
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 TINY = FIXTURES / "tiny"

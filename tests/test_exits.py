@@ -231,7 +231,10 @@ def test_a_budget_is_kept(calibrated):
     [
         (["--plot", "x.svg"], "go with --sweep"),
         (["--curves", "fixed"], "go with --sweep"),
-        (["--sweep", "--curves", "fixed,wheel"], "--curves 'wheel' is unknown; there are: halting, planning"),
+        (
+            ["--sweep", "--curves", "fixed,wheel"],
+            "--curves 'wheel' is unknown; there are: halting, planning",
+        ),
         (["--sweep", "--calibrate"], "--calibrate needs --model"),
         (["--sweep", "--model", TINY], "no knob to sweep"),
         (["--rule", "entropy", "--full"], "needs halting in use"),

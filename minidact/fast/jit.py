@@ -20,6 +20,11 @@ from llvmlite import binding
 from ..errors import InputError
 from ..files import locked
 
+# How long a thread of GNU's OpenMP waits awake for the others: by default milliseconds. Where other
+# programs run, too, those who wait then keep those who are waited for from working. OpenMP reads
+# this once, when it is loaded; Numba loads it for the first parallel kernel.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order; NaN, inf stay
 
 

@@ -8,7 +8,6 @@ ragged batch a step (learn.py), and saves on the way. All randomness of a step f
 import argparse
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -34,14 +33,10 @@ from .learn import DECIDED, learn, prices_at
 from .start import Start, build, prices_of, read_examples
 
 AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass over all weights
-# How long a thread of GNU's OpenMP waits awake for the others. By default it is milliseconds, and
-# where other programs run, too, those who wait keep those who are waited for from working.
-SPINS = "1000"
 
 
 def main() -> None:
     options = training_options()
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when the first kernel starts threads
     if options.resume:
         options, start, progress = read_state(Path(options.out))
         train = read_examples(options, options.data)
