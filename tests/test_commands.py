@@ -123,10 +123,10 @@ def test_a_long_text_says_that_it_was_cut():
 BAD = [
     (["infer", "--model", "no/such/dir/at/all", "x"], "no model directory 'no/such/dir/at/all'"),
     (["infer", "--model", "/nowhere", "x"], "no model directory '/nowhere'"),
-    (["infer", "--slack", "-1", "x"], "slack is -1.0; it must be 0 or more"),
+    (["infer", "--slack", "-1", "x"], "--slack is -1.0; it must be 0 or more"),
     (["infer", "--slack", "nan", "x"], "slack is nan"),
     (["infer", "--threshold", "-1", "x"], "threshold is -1.0; it must be 0 or more"),
-    (["infer", "--keep", "0", "x"], "keep is 0.0; it must be more than 0"),
+    (["infer", "--keep", "0", "x"], "--keep is 0.0; it must be 0.001 or more"),
     (["infer", "--use", "planing", "x"], "does not carry 'planing'; it has halting"),
     (["infer", "--model", str(TINY), "--use", "halting", "x"], "it has no mechanism"),
     (["infer", "--full", "--use", "halting", "x"], "choose one"),

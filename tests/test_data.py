@@ -114,7 +114,7 @@ def test_label_names_and_ids():
     assert data.label_names(["b", "a", "b", "1"]) == ("1", "a", "b")
     config = Config(id2label=("negative", "positive"))
     assert data.label_ids(examples("1", "positive", "negative"), config).tolist() == [1, 1, 0]
-    with pytest.raises(InputError, match="line 3: unknown label 'maybe'; known are negative"):
+    with pytest.raises(InputError, match="line 3: unknown label 'maybe'; there are: negative"):
         data.label_ids(examples("1", "maybe"), config)
     regression = Config(id2label=("score",), problem_type="regression")
     assert data.label_ids(examples("1.5", "2"), regression).tolist() == [1.5, 2.0]

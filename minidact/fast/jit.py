@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numba
 from llvmlite import binding
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.sigutils import normalize_signature
 
 from ..errors import InputError
 from ..files import locked
@@ -82,21 +84,52 @@ def is_compiled(name: str) -> bool:
     return _DIRECTORY is not None and any(Path(_DIRECTORY).glob(f"*/{name}-*.nbi"))
 
 
-def _one_at_a_time(save):
-    """Numba's way of saving machine code, but no two processes do it at the same time.
+_under_way: list = []  # kernels that are being compiled: one calls for the next
 
-    Each reads an index, adds a line and writes it back: two at once, one compiling for float32
-    weights and one for 16 bits, could each end up with the other's code under their name.
+
+def _keep_on_disk(kernel) -> None:
+    """Lets a kernel's machine code be kept, so that other processes can trust it.
+
+    - Code is only read and saved for kernels that Python calls. A kernel that another one calls is
+      compiled into it anew: Numba (0.68) links code that it read from disk in such a way that what
+      it saves then jumps to address 0 in the next process.
+    - No two processes save at the same time. Each reads an index, adds a line and writes it back:
+      two at once could each end up with the other's code under their name.
     """
+    cache, compile_ = kernel._cache, kernel.compile
+    read: set = set()  # signatures whose code came from the disk
+    load, save = cache.load_overload, cache.save_overload
 
-    def save_alone(*arguments):
+    def compile_alone(signature):
+        with global_compiler_lock:
+            types, _ = normalize_signature(signature)
+            if _under_way and types in read:
+                del kernel.overloads[types]
+                read.remove(types)
+            _under_way.append(kernel)
+            try:
+                return compile_(signature)
+            finally:
+                _under_way.pop()
+
+    def load_alone(signature, context):
+        if len(_under_way) > 1:
+            return None
+        found = load(signature, context)
+        if found is not None:
+            read.add(normalize_signature(signature)[0])
+        return found
+
+    def save_alone(signature, code):
+        if len(_under_way) > 1:
+            return
         try:
             with locked(Path(_DIRECTORY or "") / "lock"):
-                save(*arguments)
+                save(signature, code)
         except OSError:  # the disk is full, or the directory gone: used now, compiled again later
             pass
 
-    return save_alone
+    kernel.compile, cache.load_overload, cache.save_overload = compile_alone, load_alone, save_alone
 
 
 def jit(parallel=False, fastmath=REORDER):
@@ -119,7 +152,7 @@ def jit(parallel=False, fastmath=REORDER):
         finally:
             numba.config.CACHE_DIR = before
         if _DIRECTORY is not None:
-            kernel._cache.save_overload = _one_at_a_time(kernel._cache.save_overload)
+            _keep_on_disk(kernel)
         return kernel
 
     return decorate
