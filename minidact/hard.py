@@ -111,7 +111,7 @@ class _Pass:
         self.params, self.config, self.calc, _ = net
         self.halting = self.config.mechanisms.get("halting")
         self.planning = "planning" in knobs.use and self.config.mechanisms["planning"]
-        self.tokens = "tokens" in knobs.use and self.config.mechanisms["tokens"]
+        self.gates = "tokens" in knobs.use and self.config.mechanisms["tokens"]
         if self.halting:
             trained = known("trained", self.halting.trained, exits.HEADS)
             self.rule = exits.RULES[knobs.rule or exits.HEADS[trained].rule]
@@ -121,7 +121,7 @@ class _Pass:
         # the rows alive (T') and their sentences (B')
         self.x, _ = bert.embeddings_forward(self.params, self.config, batch, self.calc)
         self.offsets, self.alive = batch.offsets, np.arange(count)
-        self.token, self.received = np.arange(len(self.x)), np.zeros(len(self.x), self.x.dtype)
+        self.place, self.received = np.arange(len(self.x)), np.zeros(len(self.x), self.x.dtype)
         # of all sentences (B): the sum of the rows dropped, the summary, the answer, the doubt
         dtype, size = self.x.dtype, self.config.hidden_size
         self.dropped = np.zeros((count, size), dtype)
@@ -152,10 +152,10 @@ class _Pass:
 
     def drop_tokens(self, layer: int, run):
         """2. Rows of the sentences in run (B',) whose gate is closed leave for good."""
-        if layer == 0 or not self.tokens:
+        if layer == 0 or not self.gates:
             return
         there, n = np.ones(len(self.x), bool), ragged.lengths(self.offsets)
-        how = (self.tokens.bins, self.tokens.ranks, self.knobs.keep)
+        how = (self.gates.bins, self.gates.ranks, self.knobs.keep)
         index = token_gates.bins_of(self.received, there, self.offsets, *how)
         keep = token_gates.stays(self.params[token_gates.NAME][layer - 1], index)
         keep |= ~np.repeat(run, n)
@@ -164,7 +164,7 @@ class _Pass:
         gone = np.flatnonzero(~keep)
         losers, first = np.unique(np.repeat(self.alive, n)[gone], return_index=True)
         self.dropped[losers] += np.add.reduceat(self.x[gone], first)
-        self.stayed[self.token[gone]] = layer
+        self.stayed[self.place[gone]] = layer
         rows, self.offsets = ragged.thin(self.offsets, keep)
         self._take(rows)
 
@@ -181,7 +181,7 @@ class _Pass:
             )
         else:
             received = self.encoder.layer(layer, x, offsets, self.workspace)  # changes x
-        if self.tokens:
+        if self.gates:
             self.received[rows] = received if received.ndim == 1 else received.sum(0)
         if self.encoder is None or not run.all():
             self.x[rows] = x
@@ -231,13 +231,13 @@ class _Pass:
         )  # fmt: skip
 
     def _take(self, rows):
-        self.x, self.token, self.received = self.x[rows], self.token[rows], self.received[rows]
+        self.x, self.place, self.received = self.x[rows], self.place[rows], self.received[rows]
 
     def _summary(self):
         """(B', C): [CLS] rows, or means of the rows as the token gates' `pool` counts them."""
         kind = self.config.summary
         s, _ = bert.summary_forward(self.x, self.offsets, kind, self.calc)
-        if kind != "mean" or not self.tokens or token_gates.counts_what_is_left(self.tokens.pool):
+        if kind != "mean" or not self.gates or token_gates.counts_what_is_left(self.gates.pool):
             return s
         n, whole = ragged.lengths(self.offsets)[:, None], self.all_lengths[self.alive][:, None]
         return (s * n.astype(s.dtype) + self.dropped[self.alive]) / whole.astype(s.dtype)

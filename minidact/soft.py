@@ -196,8 +196,8 @@ def _gated_layer_backward(dx, dthere, cache, grads, calc):
 def _summary_forward(net: Network, x, there, offsets):
     """x (T, C) -> (B, C): the [CLS] row or the mean, in which rows may count as far as there."""
     config, calc = net.config, net.calc
-    tokens = config.mechanisms.get("tokens")
-    weighted = tokens is not None and token_gates.counts_what_is_left(tokens.pool)
+    gates = config.mechanisms.get("tokens")
+    weighted = gates is not None and token_gates.counts_what_is_left(gates.pool)
     if config.summary != "mean" or not weighted:
         s, cache = bert.summary_forward(x, offsets, config.summary, calc)
         return s, (None, cache)

@@ -131,6 +131,8 @@ BAD = [
     (["infer", "--model", str(TINY), "--use", "halting", "x"], "it has no mechanism"),
     (["infer", "--full", "--use", "halting", "x"], "choose one"),
     (["infer", "--batch-size", "0", "-"], "--batch-size is 0"),
+    (["infer", "--batch-size", "0", "--model", "/nowhere", "-"], "--batch-size is 0"),
+    (["infer", "--batch-size", "2.5", "-"], "invalid int value: '2.5'"),
     (["infer", "--pair", "y", "-"], "--pair goes with one text"),
     (["infer"], "the following arguments are required: text"),
     (["evaluate", "--data", "none.tsv"], "none.tsv cannot be read"),

@@ -14,21 +14,19 @@ DECIDED = 0.9  # after this share of the steps token gates are 0 or 1, and the r
 
 
 def prices_at(done: float, prices: dict[str, Any]) -> dict[str, Any]:
-    """The prices when a share `done` of the steps is: the schedules.
+    """The prices after a share of the steps, `done`: their schedules.
 
-    Layers are explored first and cost nothing then; tau and lambda_1 rise; lambda_2 rises from 0.4
-    of the steps, and is whole when the gates are decided.
+    At first layers are explored, and cost nothing. tau and lambda_1 rise. lambda_2 rises from 0.4
+    of the steps on, and is whole when the token gates are decided.
     """
-    halting, planning, tokens = prices["halting"], prices["planning"], prices["tokens"]
+    halting, planning, gates = prices["halting"], prices["planning"], prices["tokens"]
     ramp = min(1.0, done / halting.tau_ramp) if halting.tau_ramp else 1.0
     exploring = {"layer_cost": 0.0} if done <= planning.explore_share else {"explore": None}
     late = min(1.0, max(0.0, (done - 0.4) / (DECIDED - 0.4)))
     return prices | {
         "halting": replace(halting, tau=halting.tau * ramp),
         "planning": replace(planning, **exploring),
-        "tokens": replace(
-            tokens, token_cost=ramp * tokens.token_cost, bimodal=late * tokens.bimodal
-        ),
+        "tokens": replace(gates, token_cost=ramp * gates.token_cost, bimodal=late * gates.bimodal),
     }
 
 
