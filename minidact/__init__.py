@@ -1,6 +1,12 @@
 """minidact: a BERT to read in an evening that computes only as much as a sentence needs."""
 
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.argv[:1] == ["-m"] and any(word.startswith("minidact.") for word in sys.orig_argv):
+    # one of our commands is being started: until it runs, Ctrl-C just ends it (errors.run_command)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __version__ = "0.4.0"
 __all__ = ["InputError", "Model", "Prediction", "__version__"]

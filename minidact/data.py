@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -196,7 +197,7 @@ def _score(line, label, path) -> float:
 
 
 def _is_number(label: str) -> bool:
-    return label.lstrip("-").isascii() and label.lstrip("-").isdigit()
+    return re.fullmatch(r"-?[0-9]{1,18}", label) is not None
 
 
 # ---------------------------------------------------------------------------- token ids

@@ -1,9 +1,12 @@
 """The one exception that a user's mistake raises, and how a command ends on it."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from .signals import interruptible
 
 
 class InputError(Exception):
@@ -23,9 +26,14 @@ def known(name: str, value: Any, choices: Iterable[str]) -> Any:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's main(); turns InputError into one sentence on stderr and exit code 2."""
+    """Runs a command's main(); turns InputError into one sentence on stderr and exit code 2.
+
+    Ctrl-C ends it with exit code 130. Before and after, it just ends the process: see __init__.py.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        main()
+        with interruptible():
+            main()
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -34,3 +42,5 @@ def run_command(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, before)

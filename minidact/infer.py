@@ -16,6 +16,7 @@ from .fast.jit import is_compiled
 from .model import Model, Prediction
 from .options import add_model_options, how_to_answer
 from .show import terminal
+from .signals import ending
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,12 +35,13 @@ def parser() -> argparse.ArgumentParser:
 
 def load_model(name: str | None, how: dict[str, Any]) -> Model:
     """The model, its kernels compiled for answers such as those asked for."""
-    model = Model.from_pretrained(name)
-    model.knobs(**how)  # what cannot be is said before anything is compiled
-    if not is_compiled("packed._layer"):
-        note = "compiling kernels; this happens once and takes some seconds ..."
-        print(note, file=sys.stderr, flush=True)
-    model("warm", **how)  # compiles, touches the weights
+    with ending():
+        model = Model.from_pretrained(name)
+        model.knobs(**how)  # what cannot be is said before anything is compiled
+        if not is_compiled("packed._layer"):
+            note = "compiling kernels; this happens once and takes some seconds ..."
+            print(note, file=sys.stderr, flush=True)
+        model("warm", **how)  # compiles, touches the weights
     if numba.threading_layer() == "workqueue":
         print(
             "note: Numba finds neither OpenMP nor TBB here, and wakes threads ten times slower "

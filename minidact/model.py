@@ -22,6 +22,7 @@ from .hard import Answers, Knobs, check_knobs, hard_forward
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob
 from .network import Network, calculus
+from .signals import interruptible
 
 # a pass uses all cores already, and two at once crash Numba's simplest threads
 ONE_AT_A_TIME = threading.Lock()
@@ -116,7 +117,8 @@ class Model:
         self.config, self.params, self.tokenizer = config, params, tokenizer
         calc = calculus(params, reference)
         self._net = Network(params, config, calc)
-        self._encoder = Encoder(params, config) if calc is kernels else None
+        with interruptible():
+            self._encoder = Encoder(params, config) if calc is kernels else None
 
     @staticmethod
     def from_pretrained(
@@ -237,7 +239,7 @@ class Model:
     def run(self, sentences: Sequence[data.Encoded], knobs: Knobs) -> Answers:
         """The hard pass on encoded texts, as one batch, in arrays."""
         batch = data.to_batch(sentences)
-        with ONE_AT_A_TIME, np.errstate(all="ignore"):  # what overflows is found below
+        with ONE_AT_A_TIME, interruptible(), np.errstate(all="ignore"):  # overflow is found below
             answers = hard_forward(self._net, batch, knobs, self._encoder)
         if not np.isfinite(answers.probs).all():
             raise InputError("the model's weights are so large that its answer is not a number")

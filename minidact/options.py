@@ -185,4 +185,20 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
             setattr(options, name, os.path.abspath(getattr(options, name)))
     if os.path.exists(options.init):
         options.init = os.path.abspath(options.init)
+    if options.log is not None:
+        check_log(options)
     return options
+
+
+def check_log(options: argparse.Namespace) -> None:
+    """Raises InputError for a --log that would replace what is no log."""
+    log, out = os.path.realpath(options.log), os.path.realpath(options.out)
+    for name in ("data", "dev"):
+        if log == os.path.realpath(getattr(options, name)):
+            raise InputError(f"--log and --{name} are the same file: {options.log}")
+    if os.path.commonpath([log, out]) == out:
+        raise InputError(
+            f"--log {options.log} lies in --out, where models and checkpoints are kept"
+        )
+    if os.path.exists(log) and not os.path.isfile(log):
+        raise InputError(f"--log {options.log} is not a regular file")

@@ -1,5 +1,6 @@
 """What several test files share: Hypothesis profiles, the fixtures' paths, drawn ragged batches."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
+
+from minidact.errors import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -71,3 +74,22 @@ def copy(tmp_path):
     for file in ("config.json", "model.safetensors", "vocab.txt"):
         (directory / file).write_bytes((TINY / file).read_bytes())
     return directory
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Runs a command, which must end with code 2 and one line that holds the sentence."""
+
+    def run(sentence, module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        folder = (ROOT / "minidact" / module).is_dir()
+        name = f"minidact.{module}{'.__main__' if folder else ''}"
+        with pytest.raises(SystemExit) as end:
+            run_command(importlib.import_module(name).main)
+        out, err = capsys.readouterr()
+        err = err[err.index("error: ") :]  # before it, perhaps, that kernels are compiled
+        assert (end.value.code, out) == (2, "")
+        assert err.count("\n") == 1
+        assert sentence in err
+
+    return run

@@ -15,6 +15,7 @@ from minidact.mechanisms.record import knobs_of
 PACKAGE = Path(minidact.__file__).parent
 # a file or folder may import from those above it, and from no other
 ROOMS = [
+    {"signals"},
     {"errors"},
     {"files", "ragged"},
     {"ops"},

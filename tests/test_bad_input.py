@@ -4,7 +4,6 @@ The commands' own main() is called, in this process; that they are what `python 
 elsewhere. What damages a model is test_checkpoint's list, what a file test_data's.
 """
 
-import importlib
 import json
 import os
 import re
@@ -17,32 +16,12 @@ from damage import BAD, BROKEN
 from safetensors.numpy import load_file, save_file
 
 from minidact import InputError, Model, checkpoint
-from minidact.errors import run_command
 
 REVIEWS = FIXTURES / "reviews.tsv"
 # what is no harm to a backbone: train makes a new classifier, and new mechanisms
 NOT_FOR_TRAINING = {
     "no_classifier", "unexpected", "misshapen", "not_a_number", "infinite", "integers",
 }  # fmt: skip
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Runs a command, which must end with code 2 and one line that holds the sentence."""
-
-    def run(sentence, module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-        folder = (ROOT / "minidact" / module).is_dir()
-        name = f"minidact.{module}{'.__main__' if folder else ''}"
-        with pytest.raises(SystemExit) as end:
-            run_command(importlib.import_module(name).main)
-        out, err = capsys.readouterr()
-        err = err[err.index("error: ") :]  # before it, perhaps, that kernels are compiled
-        assert (end.value.code, out) == (2, "")
-        assert err.count("\n") == 1
-        assert sentence in err
-
-    return run
 
 
 @pytest.mark.parametrize(("damage", "sentence"), BROKEN, ids=lambda v: getattr(v, "__name__", ""))

@@ -112,6 +112,9 @@ def examples(*labels):
 def test_label_names_and_ids():
     assert data.label_names(["10", "9", "1"]) == ("1", "9", "10")
     assert data.label_names(["b", "a", "b", "1"]) == ("1", "a", "b")
+    assert data.label_names(["2", "-1", "10"]) == ("-1", "2", "10")
+    assert data.label_names(["--1", "2"]) == ("--1", "2")
+    assert len(data.label_names(["9" * 5000, "1"])) == 2  # no number that int() takes
     config = Config(id2label=("negative", "positive"))
     assert data.label_ids(examples("1", "positive", "negative"), config).tolist() == [1, 1, 0]
     with pytest.raises(InputError, match="line 3: unknown label 'maybe'; there are: negative"):

@@ -69,6 +69,17 @@ def test_code_on_disk_is_whole_whatever_was_compiled_before_it(tmp_path):
     assert kept == {"kernels._add_layer_norm_many", "kernels.add_layer_norm"}
 
 
+def test_a_file_that_was_cut_short_is_compiled_anew(tmp_path):
+    for _ in range(2):
+        for kind in ("nbi", "nbc"):
+            assert call("_add_layer_norm_many", tmp_path).returncode == 0
+            (file,) = tmp_path.rglob(f"*.{kind}")
+            file.write_bytes(file.read_bytes()[:20])
+            result = call("_add_layer_norm_many", tmp_path)
+            assert (result.returncode, result.stderr) == (0, ""), kind
+            assert len(file.read_bytes()) > 20
+
+
 def test_a_directory_that_disappears_is_no_harm(tmp_path):
     gone = "import shutil\nfrom minidact.fast import jit\nshutil.rmtree(jit._DIRECTORY)"
     result = call("_add_layer_norm_many", tmp_path, gone)

@@ -57,17 +57,25 @@ def test_same_seed_same_bits_and_another_seed_others(task, tmp_path):
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
+LONG = {"use": "halting,planning,tokens", "epochs": 40, "save-every": 20}
+LONG |= {"schedule": "constant", "explore-share": 0.05, "average": 0.9}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(task, tmp_path_factory):
+    """The weights of a training that nothing stops."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    result = run("train", *arguments(task, out, **LONG))
+    assert result.returncode == 0, result.stderr
+    return weights(out)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("moment", [0, 45, 130])
-def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, tmp_path):
-    options = {"use": "halting,planning,tokens", "epochs": 40, "save-every": 20}
-    options |= {"schedule": "constant", "explore-share": 0.05, "average": 0.9}
-    whole = run("train", *arguments(task, tmp_path / "whole", **options))
-    assert whole.returncode == 0, whole.stderr
-
+def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, undisturbed, tmp_path):
     out, log, init = tmp_path / "out", tmp_path / "log.jsonl", tmp_path / "init"
     shutil.copytree(TINY, init)
-    options["init"] = init
+    options = LONG | {"init": init}
     state = out / "training.safetensors"
     process = subprocess.Popen(
         [sys.executable, "-m", "minidact.train", *arguments(task, out, log=log, **options)],
@@ -91,7 +99,7 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, tmp_pa
     shutil.rmtree(init)  # all that is needed is in the checkpoint
     resumed = run("train", "--out", out, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert same(weights(out), weights(tmp_path / "whole"))
+    assert same(weights(out), undisturbed)
     assert not list(out.glob(".*"))
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(280))
 
@@ -205,7 +213,7 @@ def test_gates_close_and_a_second_stage_leaves_them_as_they_are(task, tmp_path):
 # ---------------------------------------------------------------------------- what cannot work
 
 
-def test_wrong_options_are_named(task, tmp_path):
+def test_wrong_options_are_named(task, tmp_path, refused):
     full = tmp_path / "full"
     full.mkdir()
     (full / "config.json").write_text("{}")
@@ -233,10 +241,9 @@ def test_wrong_options_are_named(task, tmp_path):
         ({"data": one}, "there is nothing to learn"),
         ({"dev": new}, "unknown label 'maybe'"),
     ]:
-        result = run("train", *arguments(task, options.pop("out", tmp_path / "out"), **options))
-        assert result.returncode == 2, (options, result.stderr)
-        assert sentence in result.stderr
-        assert "Traceback" not in result.stderr
+        refused(
+            sentence, "train", *arguments(task, options.pop("out", tmp_path / "out"), **options)
+        )
     result = run("train", "--out", tmp_path / "out")
     assert (result.returncode, result.stderr) == (2, "error: --data is missing\n")
     result = run("train", "--out", tmp_path / "out", "--resume")

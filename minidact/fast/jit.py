@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numba
@@ -115,7 +116,12 @@ def _keep_on_disk(kernel) -> None:
     def load_alone(signature, context):
         if len(_under_way) > 1:
             return None
-        found = load(signature, context)
+        try:
+            found = load(signature, context)
+        except Exception:  # a file that was cut short raises many kinds: it is written anew
+            with suppress(OSError), locked(Path(_DIRECTORY or "") / "lock"):
+                cache.flush()
+            return None
         if found is not None:
             read.add(normalize_signature(signature)[0])
         return found

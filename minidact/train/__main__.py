@@ -8,8 +8,8 @@ ragged batch a step (learn.py), and saves on the way. All randomness of a step f
 import argparse
 import json
 import math
+import os
 import shlex
-import signal
 import sys
 import time
 from dataclasses import replace
@@ -29,6 +29,7 @@ from ..mechanisms import exits, token_gates
 from ..model import Model
 from ..network import Network
 from ..options import STATE, training_options
+from ..signals import STOPS, noted
 from .learn import DECIDED, learn, prices_at
 from .start import Start, build, prices_of, read_examples
 
@@ -91,31 +92,30 @@ class Run:
     def go(self) -> None:
         """Trains to the end; saves on the way, and on Ctrl-C."""
         out = Path(self.options.out)
-        # Ctrl-C waits for the end of the step: a half-updated model is no checkpoint
-        interrupted: list[bool] = []
-        before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+        with noted(*STOPS) as stops:  # they wait: a half-updated model is no checkpoint
+            self.train(out, stops)
+        if self.done < self.total:
+            print(f"stopped and saved after step {self.done}; {self.way_on()}")
+            sys.exit(128 + stops[0])
+        print(f"saved {out}")
+
+    def train(self, out: Path, stops: list[int]) -> None:
+        """Steps until the end, or until one of the signals is there; then saves."""
         for leftover in out.glob(f".{STATE}.*"):  # of a run that was killed while it saved
             leftover.unlink()
         log = open_log(self.options.log, self.done)
         self.save_state()
         print(f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels")
         print(self.start.note or f"goes on after step {self.done}", flush=True)
-        try:
-            with tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True) as bar:
-                while self.done < self.total and not interrupted:
-                    self.turn(bar, log)
-        finally:
-            signal.signal(signal.SIGINT, before)
-            if log:
-                log.close()
+        with log, tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True) as bar:
+            while self.done < self.total and not stops:
+                self.turn(bar, log)
         if self.done < self.total:
             self.save_state()
-            print(f"stopped and saved after step {self.done}; {self.way_on()}")
-            sys.exit(130)
+            return
         if self.options.keep == "last":
             self.save_model()
         (out / STATE).unlink(missing_ok=True)
-        print(f"saved {out}")
 
     def turn(self, bar: Any, log: Any) -> None:
         """One step, and what falls due after it: the log, an epoch's report, a checkpoint."""
@@ -124,8 +124,7 @@ class Run:
         bar.update()
         rate = f"{record['tokens_per_s']:.0f}"
         bar.set_postfix({"loss": f"{record['loss']:.3f}", "tokens/s": rate})
-        if log:
-            log.write(json.dumps(record) + "\n")
+        log.write(json.dumps(record) + "\n")
         if self.done % self.per_epoch == 0:
             text, value = self.report()
             bar.write(f"epoch {self.done // self.per_epoch}: {text}", file=sys.stdout)
@@ -275,15 +274,16 @@ def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
 
 
 def open_log(path: str | None, done: int) -> Any:
-    """The log, cut back to the steps that are done."""
+    """The log, cut back to the steps that are done; a symbolic link is followed."""
     if path is None:
-        return None
+        return open(os.devnull, "w")
+    real = Path(os.path.realpath(path))
     try:
-        lines = Path(path).read_bytes().splitlines(keepends=True)[:done] if done else []
+        lines = real.read_bytes().splitlines(keepends=True)[:done] if done else []
     except FileNotFoundError:
         lines = []
-    files.write_file(Path(path), b"".join(lines))
-    return open(path, "a", buffering=1)
+    files.write_file(real, b"".join(lines))
+    return open(real, "a", buffering=1)
 
 
 if __name__ == "__main__":
