@@ -73,8 +73,5 @@ def test_shares_of_the_limits_by_hand():
         (["--data", "nowhere.tsv"], "nowhere.tsv"),
     ],
 )
-def test_bad_options(options, message):
-    result = run("bench", *options)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+def test_bad_options(options, message, refused):
+    refused(message, "bench", *options)

@@ -132,9 +132,7 @@ BAD = [
     (["infer", "--full", "--use", "halting", "x"], "choose one"),
     (["infer", "--batch-size", "0", "-"], "--batch-size is 0"),
     (["infer", "--batch-size", "0", "--model", "/nowhere", "-"], "--batch-size is 0"),
-    (["infer", "--batch-size", "2.5", "-"], "invalid int value: '2.5'"),
     (["infer", "--pair", "y", "-"], "--pair goes with one text"),
-    (["infer"], "the following arguments are required: text"),
     (["evaluate", "--data", "none.tsv"], "none.tsv cannot be read"),
     (["evaluate", "--data", "README.md"], "must end in .tsv, .csv or .jsonl"),
     (["evaluate", "--data", f"{FIXTURES}/reviews.tsv", "--batch-size", "0"], "--batch-size is 0"),
@@ -146,8 +144,20 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=lambda v: " ".join(v)[:40])
-def test_bad_input_gets_one_clear_sentence(arguments, sentence):
-    result = run(*arguments, stdin="a text\n")
+def test_bad_input_gets_one_clear_sentence(arguments, sentence, refused):
+    refused(sentence, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--batch-size", "2.5", "-"], "invalid int value: '2.5'"),
+        ([], "the following arguments are required: text"),
+        (["--model", "/nowhere", "x"], "error: no model directory '/nowhere'"),
+    ],
+)
+def test_so_it_does_in_a_process_of_its_own(arguments, sentence):
+    result = run("infer", *arguments, stdin="a text\n")
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr

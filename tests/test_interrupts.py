@@ -17,7 +17,7 @@ import pytest
 from conftest import FIXTURES, ROOT, run
 from training import arguments
 
-TIMES = [3, pytest.param(100, marks=pytest.mark.long)]
+TIMES = [2, pytest.param(100, marks=pytest.mark.long)]
 LOOP = """
 import sys
 from minidact import Model

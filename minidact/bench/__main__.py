@@ -87,7 +87,7 @@ def bench(names, rounds, threads, layers, path=None) -> dict:
     """
     examples = data.read_examples(path) if path else None
     # this comes first, while this process is small: a child's memory begins as its parent's
-    start = startup()
+    start = startup(rounds)
     shipped = Model.from_pretrained()
     sentences, phrases = token_ids(shipped, examples)
     result = {"threads": threads, "layers": layers, "limits": limits(), "startup": start}
@@ -131,7 +131,7 @@ def random_config(config, layers):
 # ---------------------------------------------------------------------------- whole processes
 
 
-def startup() -> dict:
+def startup(rounds: int) -> dict:
     """Returns seconds and MB of whole processes: import, the first answer ever, later answers."""
 
     def run(*command, **env):
@@ -146,9 +146,9 @@ def startup() -> dict:
     infer = ("-m", "minidact.infer", TEXT)
     with tempfile.TemporaryDirectory() as empty:
         first, _ = run(*infer, NUMBA_CACHE_DIR=empty)
-    again = [run(*infer) for _ in range(6)][1:]
+    again = [run(*infer) for _ in range(rounds + 1)][1:]
     return {
-        "import_s": median(run("-c", "import minidact")[0] for _ in range(5)),
+        "import_s": median(run("-c", "import minidact")[0] for _ in range(rounds)),
         "first_ever_s": first,
         "infer_s": median(seconds for seconds, _ in again),
         "infer_mb": max(mb for _, mb in again),

@@ -46,7 +46,9 @@ def _settings(config: Config) -> Iterator[Point]:
         first = next(iter(knobs))
         for value in knobs[first].sweep:  # one knob moves, as for each mechanism alone
             yield "all", {"use": carried, first: value}
-        for values in product(*(knob.grid for knob in knobs.values())):  # all knobs: for --budget
+        for values in product(
+            *(knob.grid or (knob.usual,) for knob in knobs.values())
+        ):  # all knobs: for --budget
             chosen = dict(zip(knobs, values, strict=True))
             if any(chosen[key] != knobs[key].usual for key in knobs if key != first):
                 yield "grid", {"use": carried, **chosen}
