@@ -5,8 +5,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if sys.argv[:1] == ["-m"] and any(word.startswith("minidact.") for word in sys.orig_argv):
-    # one of our commands is being started: until it runs, Ctrl-C just ends it (errors.run_command)
+    # one of our commands is being started: until it runs (errors.run_command), Ctrl-C just ends it,
+    # and a setting that cannot be is said in a sentence
+    from .errors import end_on_import
+
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.excepthook = end_on_import
 
 __version__ = "0.4.0"
 __all__ = ["InputError", "Model", "Prediction", "__version__"]

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from . import bert, network
 from .config import Config
-from .errors import InputError
+from .errors import InputError, known
 from .files import make_directory, write_file
 from .mechanisms import MECHANISMS
 
@@ -45,18 +45,20 @@ def resolve(name: str | os.PathLike | None) -> Path:
     A hub id, such as "google-bert/bert-base-uncased", is fetched with huggingface_hub. Raises
     InputError if there is no such directory, or if the hub cannot be reached.
     """
+    if name is not None and not isinstance(name, str | os.PathLike):
+        raise InputError(f"a model is named by a str or a path, not by {name!r}")
     shipped = sorted(p.parent for p in builtin_weights().glob("*/config.json"))
     if name is None:
         if not shipped:
             raise InputError(f"no model was named, and {builtin_weights()} holds none")
         return shipped[0]
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # not path.is_dir(), which raises where a name is too long
         return path
     for directory in shipped:
         if directory.name == str(name):
             return directory
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) and not path.parent.exists():
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) and not os.path.exists(path.parent):
         return _fetch(str(name))
     raise InputError(f"no model directory {str(name)!r}, and that is not a hub id (owner/name)")
 
@@ -163,6 +165,8 @@ def read_params(
     while entries:  # popped one by one, so that each raw copy is freed as its array is made
         raw_name, entry = entries.pop()
         name = our_name(raw_name)
+        if name in params:
+            raise InputError(f"{file} holds {name} twice, under two names")
         if name in known:
             params[name] = _array(entry, raw_name, known[name], file)
         elif not IGNORED.match(name) and not name.startswith(POOLER):
@@ -200,7 +204,8 @@ def _array(entry: dict, name: str, shape: tuple, file: Path) -> np.ndarray:
     if kind == "BF16":  # the upper half of a float32
         array = (raw.astype(np.uint32) << 16).view(np.float32)
     else:
-        array = raw.astype(np.float32)
+        with np.errstate(over="ignore"):  # of float64; what becomes infinite is found below
+            array = raw.astype(np.float32)
     if not np.isfinite(array).all():
         raise InputError(f"{file}: tensor {name} holds NaN or infinity")
     return array
@@ -286,8 +291,12 @@ def save(
 
     dtype: float32 or float16, of the tensors on disk. Each file is complete or not there at all.
     """
-    directory = Path(directory)
-    make_directory(directory)
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    known("dtype", name, ("float32", "float16"))
+    directory = make_directory(directory)
     with np.errstate(over="ignore"):  # what does not fit becomes infinity, and is found below
         tensors = {name: np.ascontiguousarray(array, dtype) for name, array in params.items()}
     for name, array in tensors.items():
@@ -300,7 +309,7 @@ def save(
     write_file(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode() + b"\n")
 
 
-def save_config(directory, config: Config) -> None:
-    """config.json alone."""
+def save_config(directory, config: Config, rehearse: bool = False) -> None:
+    """config.json alone; rehearse: not even that, but an InputError if it could not be written."""
     text = json.dumps(config.to_dict(), indent=2) + "\n"
-    write_file(Path(directory) / "config.json", text.encode())
+    write_file(Path(directory) / "config.json", text.encode(), rehearse)

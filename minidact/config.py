@@ -9,7 +9,8 @@ config.json is Hugging Face's; what is ours sits in it under one key, "minidact"
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import InputError, known
@@ -17,6 +18,7 @@ from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob, Sizes, knobs_of, setting
 
 SUMMARIES = ("cls", "mean")
+NESTED = 100  # so many objects in each other are kept
 PROBLEMS = ("single_label_classification", "regression")
 
 ONLY = {  # what a config.json may say of a kind of BERT, and what is built
@@ -89,7 +91,13 @@ class Config:
         values |= _ours(raw.get("minidact", {}))
         ours = {"label2id", "minidact", "num_labels", "dtype", "torch_dtype"}
         read = {f.name for f in fields(Config)} | ours
-        values["extra"] = {key: value for key, value in raw.items() if key not in read}
+        values["extra"] = extra = {key: value for key, value in raw.items() if key not in read}
+        for key, value in extra.items():
+            if not _can_be_kept(value):
+                raise InputError(
+                    f"config.json: {key} holds a number that is not finite, or more than {NESTED} "
+                    "objects in each other"
+                )
         config = Config(**values)
         try:
             check_mechanisms(config)
@@ -99,8 +107,9 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """config.json's object; `transformers` reads the same file as a BERT."""
-        raw = asdict(self)
-        extra, ours = raw.pop("extra"), {"summary": raw.pop("summary")} | raw.pop("mechanisms")
+        raw, extra = asdict(replace(self, extra={})), self.extra  # asdict copies what is nested
+        ours = {"summary": raw.pop("summary")} | raw.pop("mechanisms")
+        del raw["extra"]
         if budgets := raw.pop("budgets"):
             ours["budgets"] = list(budgets)
         raw["id2label"] = {str(i): name for i, name in enumerate(self.id2label)}
@@ -131,6 +140,14 @@ def _checked(raw: dict, name: str, knob: Knob, prefix: str = "config.json: ") ->
     if wrong := knob.misfit(value):
         raise InputError(f"{prefix}{name} is {value!r}{wrong}")
     return float(value) if isinstance(knob.usual, float) else value
+
+
+def _can_be_kept(value: Any, depth: int = 0) -> bool:
+    """Is it JSON that can be written again? (Python reads NaN, and what is nested too deep.)"""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth <= NESTED and all(_can_be_kept(v, depth + 1) for v in inner)
 
 
 def _labels(raw: dict) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def _json_rows(path, lines):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
@@ -116,6 +116,11 @@ def _json_rows(path, lines):
         if set(row) != set(header):
             raise InputError(f"{path}, line {number}: its keys differ from the first line's")
         yield number, [row[key] for key in header]
+
+
+def _no_constant(name):
+    """Refuses NaN and Infinity, which Python takes for JSON."""
+    raise ValueError(f"{name} is not of JSON")
 
 
 def _examples(path, header, rows) -> Examples:
@@ -215,14 +220,36 @@ class Encoded(NamedTuple):
     truncated: bool
 
 
+def _most_tokens(tokenizer) -> int:
+    return tokenizer.truncation["max_length"] if tokenizer.truncation else 2**31
+
+
+def most_characters(tokenizer: Tokenizer) -> int:
+    """Returns how many characters of a text are read at most: 64 for every token.
+
+    Words are shorter. Without a bound, memory and time would grow with what is cut off anyway.
+    """
+    return 64 * _most_tokens(tokenizer)
+
+
 def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
     """Returns each text as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP].
 
-    texts, pairs: str sequences of the same length; pairs, the second texts, may be None. Raises
-    InputError if the tokenizer fails, because its vocabulary may lack what it needs.
+    texts, pairs: str sequences of the same length; pairs, the second texts, may be None. Of each
+    only the first most_characters(tokenizer) are read.
+    Raises InputError if the tokenizer fails, because its vocabulary may lack what it needs, or if
+    it makes more tokens than it should cut at.
     """
-    texts = [_clean(text) for text in texts]
-    inputs = texts if pairs is None else list(zip(texts, map(_clean, pairs), strict=True))
+    most, cut = _most_tokens(tokenizer), [False] * len(texts)
+
+    def readable(given):
+        for i, text in enumerate(given):
+            cut[i] |= len(text) > most_characters(tokenizer)
+            yield _clean(text[: most_characters(tokenizer)])
+
+    inputs = list(readable(texts))
+    if pairs is not None:
+        inputs = list(zip(inputs, readable(pairs), strict=True))
     try:
         if len(inputs) == 1:  # encode_batch would wake a pool of threads
             one = inputs[0]
@@ -231,9 +258,15 @@ def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
             encodings = tokenizer.encode_batch(inputs)
     except Exception as error:  # the Rust side raises bare Exception
         raise InputError(f"the model's tokenizer fails on a text: {error}") from None
+    longest = max((len(e.ids) for e in encodings), default=0)
+    if longest > most:
+        raise InputError(
+            f"the model's tokenizer makes {longest} tokens where {most} fit: too many special "
+            "tokens, or a text that it uses twice"
+        )
     return [
-        Encoded(np.array(e.ids), np.array(e.type_ids), e.tokens, bool(e.overflowing))
-        for e in encodings
+        Encoded(np.array(e.ids), np.array(e.type_ids), e.tokens, bool(e.overflowing) or short)
+        for e, short in zip(encodings, cut, strict=True)
     ]
 
 

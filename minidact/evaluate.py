@@ -50,7 +50,7 @@ def main() -> None:
     if options.calibrate and not os.path.isdir(options.model or ""):
         raise InputError("--calibrate needs --model with a directory to write to")
     if options.plot:
-        plot.check_matplotlib()
+        plot.check(options.plot)
     examples = data.read_examples(options.data)
     model = load_model(options.model, how)
     labels = data.label_ids(examples, model.config, options.data)
@@ -62,6 +62,8 @@ def main() -> None:
     if not model.config.mechanisms:
         raise InputError("the model carries no mechanism, so there is no knob to sweep")
     points = sweep.settings(model.config, options.curves)
+    if options.calibrate:  # a sweep is long: better now than afterwards
+        checkpoint.save_config(options.model, model.config, rehearse=True)
     result = sweep.sweep(points, lambda knobs, known: evaluate(*fixed, knobs, known), tqdm)
     print(json.dumps(result) if options.json else sweep.table(result))
     if options.plot:

@@ -14,17 +14,24 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 
-def make_directory(path: Path) -> None:
-    """mkdir -p, with a clear sentence where that cannot be."""
+def make_directory(name: str | os.PathLike[str]) -> Path:
+    """mkdir -p, with a clear sentence where that cannot be. Returns the directory."""
     try:
+        path = Path(name)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path} cannot be made a directory: {error.strerror}") from None
+        raise InputError(f"{name} cannot be made a directory: {error.strerror}") from None
+    except (TypeError, ValueError) as error:  # no name at all, or one with a zero in it
+        raise InputError(f"{name!r} cannot be made a directory: {error}") from None
+    return path
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Writes to the side, flushes to the disk, moves into place: whole, or not at all."""
-    name = None
+def write_file(path: Path, data: bytes, rehearse: bool = False) -> None:
+    """Writes to the side, flushes to the disk, moves into place: whole, or not at all.
+
+    A symbolic link is followed. rehearse: all but the last step, to see early whether it will work.
+    """
+    name, path = None, Path(os.path.realpath(path))
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
@@ -32,7 +39,8 @@ def write_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
-        os.replace(name, path)
+        if not rehearse:
+            os.replace(name, path)
     except OSError as error:
         raise InputError(f"{path} could not be written: {error.strerror}") from None
     finally:

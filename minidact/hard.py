@@ -62,7 +62,7 @@ NOTHING = Knobs()  # nothing adaptive
 def check_knobs(config: Config, knobs: Knobs) -> None:
     """Raises InputError for mechanisms that the model lacks, and for values that cannot be."""
     for name in knobs.use:
-        if name not in config.mechanisms:
+        if not isinstance(name, str) or name not in config.mechanisms:
             has = ", ".join(config.mechanisms) or "no mechanism"
             raise InputError(f"the model does not carry {name!r}; it has {has}")
     for name, knob in KNOBS.items():

@@ -1,22 +1,26 @@
 """Answers: `python -m minidact.infer "a gripping, funny, humane film"`."""
 
 import argparse
+import codecs
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
-from itertools import count, islice
-from typing import Any
+from itertools import chain, count, islice
+from typing import Any, BinaryIO
 
-import numba
-
+from . import data
 from .errors import InputError, run_command
-from .fast.jit import is_compiled
+from .fast import jit, threads
 from .model import Model, Prediction
 from .options import add_model_options, how_to_answer
 from .show import terminal
 from .signals import ending
+
+PIECE = 2**16  # bytes of a line that are read at once
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are none
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,17 +42,26 @@ def load_model(name: str | None, how: dict[str, Any]) -> Model:
     with ending():
         model = Model.from_pretrained(name)
         model.knobs(**how)  # what cannot be is said before anything is compiled
-        if not is_compiled("packed._layer"):
-            note = "compiling kernels; this happens once and takes some seconds ..."
-            print(note, file=sys.stderr, flush=True)
+        if jit.is_on() and not jit.is_compiled("packed._layer"):
+            print(compiling(), file=sys.stderr, flush=True)
         model("warm", **how)  # compiles, touches the weights
-    if numba.threading_layer() == "workqueue":
+    if jit.is_on() and threads.are_slow():
         print(
             "note: Numba finds neither OpenMP nor TBB here, and wakes threads ten times slower "
             "without them, which short texts feel; installing libgomp (or tbb) mends it",
             file=sys.stderr,
         )
     return model
+
+
+def compiling() -> str:
+    """What to say before the first answer."""
+    if jit.is_kept():
+        return "compiling kernels; this happens once and takes some seconds ..."
+    return (
+        "compiling kernels, which takes some seconds, at every start: no directory can be written "
+        "to that would keep them (NUMBA_CACHE_DIR may name one) ..."
+    )
 
 
 def main() -> None:
@@ -61,9 +74,10 @@ def main() -> None:
     if options.text != "-":
         show(model(options.text, options.pair, **how), options)
         return
-    numbers = count(1)
-    for lines in batched(sys.stdin.buffer, options.batch_size):
-        texts = [decoded(line) for line in lines]
+    if sys.stdin is None:
+        raise InputError("there is nothing to read: standard input is closed")
+    numbers, most = count(1), data.most_characters(model.tokenizer) + 1
+    for texts in batched(lines(sys.stdin.buffer, most), options.batch_size):
         readable = [text for text in texts if text is not None]
         predictions = iter(model(readable, batch_size=options.batch_size, **how))
         for text, number in zip(texts, numbers, strict=False):
@@ -74,17 +88,29 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def batched(lines: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
-    while batch := list(islice(lines, size)):
+def batched(texts: Iterator[str | None], size: int) -> Iterator[list[str | None]]:
+    while batch := list(islice(texts, size)):
         yield batch
 
 
-def decoded(line: bytes) -> str | None:
-    """A line as text, without its end; None if it is not UTF-8."""
-    try:
-        return line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError:
-        return None
+def lines(stream: BinaryIO, most: int) -> Iterator[str | None]:
+    """Every line as text, without its end; None for one that is not UTF-8.
+
+    Of a longer line than `most` characters these are kept, and never is all of it in memory.
+    """
+    while first := stream.readline(PIECE):
+        text, valid, decoder = "", True, codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        for piece in chain([first], rest_of_line(stream, first), [b""]):
+            more = decoder.decode(piece, final=not piece)
+            valid = valid and not NOT_UTF8.search(more)
+            text += more[: most - len(text)]
+        yield text.rstrip("\r\n") if valid else None
+
+
+def rest_of_line(stream: BinaryIO, piece: bytes) -> Iterator[bytes]:
+    """The pieces of a line that follow its first one."""
+    while not piece.endswith(b"\n") and (piece := stream.readline(PIECE)):
+        yield piece
 
 
 def refuse(reason: str, options) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from . import checkpoint, data, show
 from .config import Config
-from .errors import InputError
+from .errors import InputError, visible
 from .fast import kernels
 from .fast.packed import Encoder
 from .hard import Answers, Knobs, check_knobs, hard_forward
@@ -90,8 +90,9 @@ class Prediction:
 
     def __str__(self) -> str:
         cut = ", text cut to the model's limit" if self.truncated else ""
+        layers = f"{len(self.layers_run)} of {self.num_layers} layers"
         return (
-            f"{self.label}  {self.score:.3f}  {len(self.layers_run)} of {self.num_layers} layers, "
+            f"{visible(self.label)}  {self.score:.3f}  {layers}, "
             f"{self.macs / self.macs_full:.0%} of the multiply-adds, {self.ms:.1f} ms{cut}"
         )
 
@@ -148,6 +149,8 @@ class Model:
                 raise InputError("a budget chooses the other knobs: give it alone")
             return self.knobs(**self._affordable(budget))
         use = self.config.mechanisms if use is None else [use] if isinstance(use, str) else use
+        if not isinstance(use, Iterable):
+            raise InputError(f"use is {use!r}, neither a mechanism's name nor a list of them")
         knobs = Knobs(tuple(use), **given)
         check_knobs(self.config, knobs)
         return knobs

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import bert, ops
 from .config import Config
-from .fast import kernels
+from .fast import jit, kernels, threads
 from .mechanisms import MECHANISMS, default_prices
 
 
@@ -28,9 +28,15 @@ class Network(NamedTuple):
 
 
 def calculus(params: dict, reference: bool = False) -> ModuleType:
-    """The module to compute with: kernels for float32, the NumPy reference for all else."""
+    """The module to compute with: kernels for float32, the NumPy reference for all else.
+
+    Raises InputError if kernels cannot run as the environment's settings for Numba ask.
+    """
     dtype = next(iter(params.values())).dtype
-    return kernels if dtype == np.float32 and not reference else ops
+    if reference or dtype != np.float32 or not jit.is_on():
+        return ops
+    threads.start_threads()
+    return kernels
 
 
 # ---------------------------------------------------------------------------- parameters

@@ -7,7 +7,6 @@ Its name, type, default, bounds and help on the command line follow from that.
 import argparse
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from . import metrics, optim
@@ -176,7 +175,7 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.use is not None:
         choose("use", options.use, MECHANISMS)
     for name in ("config.json", STATE):
-        if (Path(options.out) / name).exists():
+        if os.path.exists(os.path.join(options.out, name)):
             raise InputError(
                 f"{options.out} holds a model already ({name}); choose another --out, or --resume"
             )

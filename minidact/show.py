@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
+from .errors import visible
+
 BOLD, FAINT = "1", "2"  # ANSI codes
 INDENT = 9
 
@@ -40,7 +42,9 @@ def layers(prediction) -> Iterator[Layer]:
             yield Layer(n + 1, "left out" if n < last else "not run")
             continue
         place = p.layers_run.index(n)
-        words = tuple((w, stayed > n) for w, stayed in zip(p.pieces, p.stayed, strict=True))
+        words = tuple(
+            (visible(w), stayed > n) for w, stayed in zip(p.pieces, p.stayed, strict=True)
+        )
         dropped = not all(there for _, there in words)
         step = p.steps[place] if p.steps else None
         yield Layer(n + 1, "run", p.tokens_per_layer[place], words, dropped, n == settled, step)
@@ -56,7 +60,7 @@ def figures(layer: Layer, label_width: int = 0) -> list[str]:
     if layer.step:
         answer, doubt, margin = layer.step
         label = max(answer, key=answer.get)
-        parts.append(f"{label:{label_width}} {answer[label]:.3f}")
+        parts.append(f"{visible(label):{label_width}} {answer[label]:.3f}")
         if margin is not None:
             parts += [f"doubt {doubt:.3f}", f"margin {margin:+.3f}"]
     return parts
@@ -77,8 +81,8 @@ def terminal(prediction, width: int | None = None, colour: bool = False) -> Iter
             text = (shown if word else paint(shown, FAINT) for shown, word in line)
             yield " " * indent + " ".join(text)
 
-    yield from sentence([(piece, True) for piece in prediction.pieces], 0)
-    label_width = max(map(len, prediction.probs))
+    yield from sentence([(visible(piece), True) for piece in prediction.pieces], 0)
+    label_width = max(len(visible(label)) for label in prediction.probs)
     for layer in layers(prediction):
         if layer.state != "run":
             yield paint("  ".join(figures(layer)), FAINT)

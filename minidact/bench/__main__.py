@@ -20,14 +20,14 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-import numba
 import numpy as np
 from tqdm import tqdm
 
 from .. import checkpoint, data, evaluate, network
 from ..errors import InputError, run_command
-from ..fast import kernels
+from ..fast import jit, kernels
 from ..fast.packed import Encoder
+from ..fast.threads import cores, kind_of_threads, use
 from ..model import Model
 from ..options import comma_list
 from .contenders import CONTENDERS, NEEDS
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", help="a labelled file, such as SST-2/dev.tsv: take its texts' lengths, and time "
         "halting on it")  # fmt: skip
     add("--rounds", type=int, default=5, help="turns of each contender (default 5)")
-    add("--threads", type=int, default=os.cpu_count(), help="of each contender (default: all)")
+    add("--threads", type=int, default=cores(), help="of each contender (default: all)")
     add("--layers", type=int, default=12, help="of the random model (default 12)")
     add("--only", help="contenders, separated by commas (default: all that are installed)")
     return p
@@ -55,8 +55,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser().parse_args()
-    most = numba.config.NUMBA_NUM_THREADS
-    for name, least, highest in (("rounds", 1, 1000), ("threads", 1, most), ("layers", 1, 100)):
+    if not jit.is_on():
+        raise InputError(
+            "bench times compiled kernels, and NUMBA_DISABLE_JIT forbids to compile any"
+        )
+    bounds = (("rounds", 1, 1000), ("threads", 1, cores()), ("layers", 1, 100))
+    for name, least, highest in bounds:
         if not least <= getattr(options, name) <= highest:
             value = getattr(options, name)
             raise InputError(f"--{name} is {value}; it must be {least} to {highest}")
@@ -66,7 +70,7 @@ def main() -> None:
             raise InputError(f"no contender {name!r}; there are: {', '.join(CONTENDERS)}")
         if name not in installed():
             raise InputError(f'{name} is not installed; try: pip install "minidact[bench]"')
-    numba.set_num_threads(options.threads)
+    use(options.threads)
     result = bench(names, options.rounds, options.threads, options.layers, options.data)
     print(json.dumps(result) if options.json else table(result))
 
@@ -91,7 +95,7 @@ def bench(names, rounds, threads, layers, path=None) -> dict:
     shipped = Model.from_pretrained()
     sentences, phrases = token_ids(shipped, examples)
     result = {"threads": threads, "layers": layers, "limits": limits(), "startup": start}
-    result["threading_layer"] = numba.threading_layer()
+    result["threading_layer"] = kind_of_threads()
     deep, shallow = (random_config(shipped.config, n) for n in (layers, min(layers, 6)))
     result["rows"] = answering(deep, shipped.tokenizer, names, threads, sentences, rounds)
     result["rows"] += training(shallow, shipped.tokenizer, names, threads, phrases, rounds)

@@ -23,11 +23,6 @@ from numba.core.sigutils import normalize_signature
 from ..errors import InputError
 from ..files import locked
 
-# How long a thread of GNU's OpenMP waits awake for the others: by default milliseconds. Where other
-# programs run, too, those who wait then keep those who are waited for from working. OpenMP reads
-# this once, when it is loaded; Numba loads it for the first parallel kernel.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order; NaN, inf stay
 
 
@@ -78,6 +73,16 @@ def _cache_directory() -> str | None:
 
 
 _DIRECTORY = _cache_directory()
+
+
+def is_on() -> bool:
+    """Does Numba compile at all? With NUMBA_DISABLE_JIT=1 the NumPy reference does the work."""
+    return not numba.config.DISABLE_JIT
+
+
+def is_kept() -> bool:
+    """Is there a directory where machine code can be kept for the next process?"""
+    return _DIRECTORY is not None
 
 
 def is_compiled(name: str) -> bool:
@@ -157,7 +162,7 @@ def jit(parallel=False, fastmath=REORDER):
             )(function)
         finally:
             numba.config.CACHE_DIR = before
-        if _DIRECTORY is not None:
+        if _DIRECTORY is not None and is_on():
             _keep_on_disk(kernel)
         return kernel
 

@@ -50,7 +50,11 @@ class Knob(NamedTuple):
         whole = isinstance(self.usual, int)
         if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
             return f"; it must be a {'whole ' if whole else ''}number"
-        if self.least <= value <= self.most:  # type: ignore[operator]
+        try:
+            finite = math.isfinite(float(value))
+        except OverflowError:  # a whole number of hundreds of digits
+            finite = False
+        if finite and self.least <= value <= self.most:  # type: ignore[operator]
             return ""
         if self.most == math.inf:
             return f"; it must be {self.least} or more"

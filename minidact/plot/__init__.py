@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..files import write_file
 from ..mechanisms import MECHANISMS
 from ..mechanisms.exits import RULES
 
@@ -19,10 +20,16 @@ COLOURS = {"all": "black"} | dict(zip(MECHANISMS, PALETTE, strict=False))  # of 
 NOT_TERMS = {"step", "loss", "lr", "tokens", "tokens_per_s"}  # a log's other keys are loss terms
 
 
-def check_matplotlib() -> None:
-    """Raises InputError if matplotlib is not installed."""
+def check(path: str) -> None:
+    """Raises InputError if no picture can be written to that path, before one is made."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("drawing needs matplotlib: pip install 'minidact[plot]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    endings = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in endings:
+        raise InputError(f"{path}: the name must end in one of .{', .'.join(endings)}")
+    write_file(Path(path), b"", rehearse=True)
 
 
 def read(path: str) -> dict | list[dict]:
@@ -32,10 +39,10 @@ def read(path: str) -> dict | list[dict]:
     """
     what = f"{path} is neither a training's log nor the output of evaluate --sweep --json"
     try:
-        records = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        records = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(what) from None
     for record in records:
         if not isinstance(record, dict) or not record.keys() & {"points", "loss"}:

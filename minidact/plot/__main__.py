@@ -6,7 +6,7 @@ FILE is a training's --log, or what `evaluate --sweep --json` printed.
 import argparse
 
 from ..errors import InputError, run_command
-from . import check_matplotlib, read, save, sweep, training
+from . import check, read, save, sweep, training
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser().parse_args()
-    check_matplotlib()
+    check(options.out)
     found = read(options.file)
     try:
         figure = sweep(found) if isinstance(found, dict) else training(found)

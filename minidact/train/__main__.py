@@ -47,8 +47,7 @@ def main() -> None:
         average = {n: p.copy() for n, p in start.params.items()} if options.average else {}
         progress = Progress(average, optim.zero_moments(start.params), 0, -math.inf)
     run = Run(options, start, progress, train)
-    files.make_directory(Path(options.out))
-    with files.alone_in(Path(options.out)):
+    with files.alone_in(files.make_directory(options.out)):
         run.go()
 
 
@@ -107,9 +106,18 @@ class Run:
         self.save_state()
         print(f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels")
         print(self.start.note or f"goes on after step {self.done}", flush=True)
-        with log, tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True) as bar:
-            while self.done < self.total and not stops:
-                self.turn(bar, log)
+        try:
+            with (
+                log,
+                tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True) as bar,
+            ):
+                while self.done < self.total and not stops:
+                    self.turn(bar, log)
+        except OSError as error:  # nobody reads what is printed, or the log's disk is full
+            self.save_state()
+            raise InputError(
+                f"output failed: {error.strerror}; saved after step {self.done}; {self.way_on()}"
+            ) from None
         if self.done < self.total:
             self.save_state()
             return
@@ -118,22 +126,23 @@ class Run:
         (out / STATE).unlink(missing_ok=True)
 
     def turn(self, bar: Any, log: Any) -> None:
-        """One step, and what falls due after it: the log, an epoch's report, a checkpoint."""
-        record = self.step(self.done)
+        """One step, and what falls due after it: an epoch's report, a checkpoint, the output."""
+        record, text = self.step(self.done), ""
         self.done += 1
-        bar.update()
-        rate = f"{record['tokens_per_s']:.0f}"
-        bar.set_postfix({"loss": f"{record['loss']:.3f}", "tokens/s": rate})
-        log.write(json.dumps(record) + "\n")
         if self.done % self.per_epoch == 0:
             text, value = self.report()
-            bar.write(f"epoch {self.done // self.per_epoch}: {text}", file=sys.stdout)
-            sys.stdout.flush()
             if value > self.best and self.options.keep == "best":
                 self.save_model()
             self.best = max(self.best, value)
         if self.done % self.options.save_every == 0 and self.done < self.total:
             self.save_state()
+        log.write(json.dumps(record) + "\n")  # output may fail, so it comes last
+        bar.update()
+        rate = f"{record['tokens_per_s']:.0f}"
+        bar.set_postfix({"loss": f"{record['loss']:.3f}", "tokens/s": rate})
+        if text:
+            bar.write(f"epoch {self.done // self.per_epoch}: {text}", file=sys.stdout)
+            sys.stdout.flush()
 
     def step(self, step: int) -> dict[str, Any]:
         """One batch is learnt, gates and average follow. Returns the log's record."""
@@ -274,16 +283,16 @@ def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
 
 
 def open_log(path: str | None, done: int) -> Any:
-    """The log, cut back to the steps that are done; a symbolic link is followed."""
+    """The log, cut back to the steps that are done."""
     if path is None:
         return open(os.devnull, "w")
-    real = Path(os.path.realpath(path))
+    file = Path(path)
     try:
-        lines = real.read_bytes().splitlines(keepends=True)[:done] if done else []
+        lines = file.read_bytes().splitlines(keepends=True)[:done] if done else []
     except FileNotFoundError:
         lines = []
-    files.write_file(real, b"".join(lines))
-    return open(real, "a", buffering=1)
+    files.write_file(file, b"".join(lines))
+    return open(file, "a", buffering=1)
 
 
 if __name__ == "__main__":

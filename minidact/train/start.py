@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from .. import checkpoint, data, network
 from ..config import Config, check_mechanisms
-from ..errors import InputError
+from ..errors import InputError, visible
 from ..mechanisms import MECHANISMS, PREFIXES, exits, token_gates
 from ..options import comma_list
 
@@ -132,7 +132,8 @@ def what_is_kept(there: list, kept: dict, fresh: dict, base: Config, config: Con
     note = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
     heads = any(map(checkpoint.depends_on_labels, there))
     if heads and set(config.id2label) != set(base.id2label):
-        note += f"\nlabels: {', '.join(config.id2label)} (--init's: {', '.join(base.id2label)})"
+        theirs, ours = ", ".join(base.id2label), ", ".join(config.id2label)
+        note += f"\nlabels: {visible(ours)} (--init's: {visible(theirs)})"
     return note
 
 
