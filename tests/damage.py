@@ -105,6 +105,23 @@ def bare_tokenizer(directory):
     (directory / "tokenizer.json").write_text(json.dumps(raw | {"post_processor": None}))
 
 
+def twice(directory):
+    """One tensor under two names that mean the same."""
+    name = "embeddings.word_embeddings.weight"
+    edit_tensors(directory, lambda t: t | {name: t[f"bert.{name}"]})
+
+
+def beyond_float32(directory):
+    edit_tensors(directory, lambda t: t | {"classifier.bias": np.full(3, 1e300)})
+
+
+def nested(directory):
+    """A key that nobody reads, deeper than what writes JSON can go."""
+    file = directory / "config.json"
+    deep = "[" * 900 + "]" * 900
+    file.write_text(file.read_text().replace("{", f'{{"notes": {deep},', 1))
+
+
 def config(**changes):
     def change(directory):
         edit_config(directory, **changes)
@@ -125,6 +142,10 @@ BROKEN = [
     (not_a_number, "tensor classifier.bias holds NaN or infinity"),
     (infinite, "tensor classifier.bias holds NaN or infinity"),
     (integers, "classifier.bias is of type I32"),
+    (twice, "holds bert.embeddings.word_embeddings.weight twice, under two names"),
+    (beyond_float32, "tensor classifier.bias holds NaN or infinity"),
+    (nested, "notes holds a number that is not finite, or more than 100"),
+    (config(notes={"a": [float("-inf")]}), "notes holds a number that is not finite"),
     (no_config, "no config.json"),
     (bad_json, "not readable as JSON"),
     (a_list, "does not hold a JSON object"),
@@ -172,6 +193,7 @@ BAD = {
     "names.tsv": (b"foo\tbar\n1\t2\n", "needs a text (or sentence) and a label"),
     "nolabel.tsv": (b"text\tlabel\na\t\n", "line 2: the label is empty"),
     "broken.jsonl": (b'{"text": "a", "label": 1}\n{"text": \n', "line 2: not JSON"),
+    "nan.jsonl": (b'{"text": NaN, "label": 1}\n', "line 1: not JSON (NaN is not of JSON)"),
     "list.jsonl": (b"[1, 2]\n", "line 1: not a JSON object"),
     "keys.jsonl": (b'{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: its keys differ"),
     "null.jsonl": (b'{"text": null, "label": 1}\n', "line 1: text is neither"),

@@ -36,7 +36,16 @@ ROOMS = [
 # and so it is inside of a folder
 FOLDERS = {
     "mechanisms": [{"record"}, {"dact", "planning", "token_gates"}, {"exits"}, {"__init__"}],
-    "fast": [{"jit"}, {"special"}, {"gemm"}, {"attention"}, {"kernels"}, {"packed"}],
+    "fast": [
+        {"threads"},
+        {"__init__"},
+        {"jit"},
+        {"special"},
+        {"gemm"},
+        {"attention"},
+        {"kernels"},
+        {"packed"},
+    ],
     "train": [{"start", "learn"}, {"__main__"}],
     "study": [{"sweep"}, {"__main__"}],
     "plot": [{"__init__"}, {"__main__"}],

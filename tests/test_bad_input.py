@@ -4,23 +4,30 @@ The commands' own main() is called, in this process; that they are what `python 
 elsewhere. What damages a model is test_checkpoint's list, what a file test_data's.
 """
 
+import dataclasses
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT, TINY
-from damage import BAD, BROKEN
+from damage import BAD, BROKEN, edit_config
 from safetensors.numpy import load_file, save_file
+from tokenizers import processors
 
 from minidact import InputError, Model, checkpoint
+from minidact.study import sweep
 
 REVIEWS = FIXTURES / "reviews.tsv"
 # what is no harm to a backbone: train makes a new classifier, and new mechanisms
 NOT_FOR_TRAINING = {
     "no_classifier", "unexpected", "misshapen", "not_a_number", "infinite", "integers",
+    "beyond_float32",
 }  # fmt: skip
 
 
@@ -106,8 +113,79 @@ def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):
         ({"texts": "a", "use": "magic"}, "does not carry 'magic'"),
         ({"texts": "a", "rule": "coin"}, "rule is 'coin'"),
         ({"texts": "a", "budget": 0.5}, "has no budgets"),
+        ({"texts": "a", "batch_size": 2.5}, "batch_size is 2.5; it must be a whole number"),
+        ({"texts": "a", "batch_size": "3"}, "batch_size is '3'; it must be a whole number"),
+        ({"texts": "a", "threshold": None}, "threshold is None; it must be a number"),
+        ({"texts": "a", "threshold": 10**400}, "threshold is 10000"),
+        ({"texts": "a", "keep": float("inf")}, "keep is inf"),
+        ({"texts": "a", "slack": float("nan")}, "slack is nan"),
+        ({"texts": "a", "budget": "0.5"}, "budget is '0.5'; it must be a number"),
+        ({"texts": "a", "use": 3}, "use is 3, neither a mechanism's name nor a list of them"),
+        ({"texts": "a", "use": [["halting"]]}, "does not carry ['halting']"),
+        ({"texts": "a", "rule": ["fixed"]}, "rule is ['fixed']; there are: dact"),
     ],
 )
 def test_from_python_the_same_mistakes_raise_one_type(arguments, sentence):
     with pytest.raises(InputError, match=re.escape(sentence)):
         Model.from_pretrained(TINY)(**arguments)
+
+
+def test_names_and_dtypes_that_are_none(tmp_path):
+    model = Model.from_pretrained(TINY)
+    for call, sentence in (
+        (lambda: Model.from_pretrained(3), "named by a str or a path, not by 3"),
+        (lambda: Model.from_pretrained("a" * 5000), "no model directory 'aaa"),
+        (lambda: Model.from_pretrained("a\0b"), "no model directory"),
+        (lambda: model.save_pretrained(3), "3 cannot be made a directory"),
+        (lambda: model.save_pretrained("a\0b"), "cannot be made a directory"),
+        (lambda: model.save_pretrained(tmp_path, np.int32), "dtype is 'int32'; there are: float32"),
+        (lambda: model.save_pretrained(tmp_path, "foo"), "dtype is 'foo'; there are: float32"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_tokens_than_positions(copy, refused):
+    """Two texts need three special tokens; a template may add many, or use a text twice."""
+    tensors = load_file(copy / "model.safetensors")
+    name = "bert.embeddings.position_embeddings.weight"
+    two = tensors | {name: np.ascontiguousarray(tensors[name][:2])}
+    whole = checkpoint.read_tokenizer(copy, checkpoint.read_config(copy))
+    save_file(two, copy / "model.safetensors")
+    edit_config(copy, max_position_embeddings=2)
+    refused("makes 5 tokens where 2 fit", "infer", "--model", copy, "a", "--pair", "b")
+    save_file(tensors, copy / "model.safetensors")
+    edit_config(copy, max_position_embeddings=24)
+    for template, sentence in (
+        ("[CLS] " * 30 + "$A", "makes 34 tokens where 24 fit"),
+        ("[CLS] $A $A", "makes 47 tokens where 24 fit"),
+    ):
+        ids = [("[CLS]", whole.token_to_id("[CLS]"))]
+        whole.post_processor = processors.TemplateProcessing(template, None, ids)
+        whole.no_truncation()
+        (copy / "tokenizer.json").write_text(whole.to_str())
+        refused(sentence, "infer", "--model", copy, "good " * 50)
+
+
+def test_a_sweep_sees_first_that_its_place_cannot_be_written(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(sweep, "sweep", lambda *_: pytest.fail("it has begun"))
+    what = ["evaluate", "--data", REVIEWS, "--sweep"]
+    refused("x.foo: the name must end in one of .", *what, "--plot", tmp_path / "x.foo")
+    refused("could not be written", *what, "--plot", tmp_path / "nowhere" / "x.png")
+    shipped, there = ROOT / "weights" / "sst2-minilm-l6", tmp_path / "model"
+    shutil.copytree(shipped, there)
+    no_space = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(no_space))
+    refused("config.json could not be written: No space", *what, "--calibrate", "--model", there)
+    assert (there / "config.json").read_bytes() == (shipped / "config.json").read_bytes()
+
+
+def test_a_linked_config_stays_a_link(copy):
+    """As in a hub's cache."""
+    (copy / "config.json").rename(copy / "blob")
+    (copy / "config.json").symlink_to("blob")
+    config = checkpoint.read_config(copy)
+    checkpoint.save_config(copy, dataclasses.replace(config, summary="mean"))
+    assert (copy / "config.json").is_symlink()
+    assert checkpoint.read_config(copy).summary == "mean"

@@ -169,7 +169,21 @@ def test_any_text_is_encoded(text):
 def test_strange_texts(text):
     (sentence,) = data.encode(tokenizer(), [text])
     assert len(sentence.ids) >= 2
-    assert sentence.truncated == (text == "a " * 10**6)
+    assert sentence.truncated == (len(text) == 10**6 or len(text) == 2 * 10**6)
+
+
+@pytest.mark.parametrize("word", ["good ", "a" * 500 + " "])
+def test_of_a_long_text_no_more_is_read_than_the_model_could(word):
+    """And what is shorter than that is read as it always was."""
+    most = data.most_characters(tokenizer())
+    assert most == 64 * 24
+    whole, read = word * 10_000, (word * 10_000)[:most]
+    (long,), (short,) = data.encode(tokenizer(), [whole]), data.encode(tokenizer(), [read])
+    assert long.ids.tolist() == short.ids.tolist() == tokenizer().encode(read).ids
+    assert long.truncated
+    assert short.truncated == bool(tokenizer().encode(read).overflowing)
+    (pair,) = data.encode(tokenizer(), ["good"], [whole])
+    assert pair.truncated
 
 
 # ---------------------------------------------------------------------------- metrics
