@@ -19,6 +19,7 @@ TINY = FIXTURES / "tiny"
 
 # no deadline: Numba compiles on the first call. The short profile draws the same cases every time.
 settings.register_profile("short", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("few", deadline=None, max_examples=8, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=1000)
 settings.register_profile("fuzz", deadline=None, max_examples=25_000, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))

@@ -109,7 +109,7 @@ def test_strange_texts_are_answered(text):
         (answer,) = answers("-", stdin=text + "\n")
     else:
         (answer,) = answers(text.encode("utf-8", "surrogateescape"))
-    assert answer["truncated"] == (text == STRANGE[5])
+    assert answer["truncated"] == (text in STRANGE[5:7])
     assert answer["label"] in ("negative", "positive")
 
 

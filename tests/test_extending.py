@@ -40,13 +40,12 @@ def overlay(directory):
 
 def look_further(directory):
     for folder in ("", "mechanisms"):
-        with open(directory / "minidact" / folder / "__init__.py", "a") as file:
-            file.write(f"\n__path__.append({str(ROOT / 'minidact' / folder)!r})\n")
-    # what is imported while the folder's own __init__.py runs must be found, too
-    init = directory / "minidact" / "mechanisms" / "__init__.py"
-    lines = init.read_text().splitlines(keepends=True)
-    first = next(i for i, line in enumerate(lines) if line.startswith("from "))
-    init.write_text("".join([*lines[:first], lines[-1], *lines[first:-1]]))
+        init = directory / "minidact" / folder / "__init__.py"
+        lines = init.read_text().splitlines(keepends=True)
+        # before anything is imported while __init__.py itself runs
+        first = next(i for i, line in enumerate(lines) if line.startswith(("from ", "import ")))
+        lines.insert(first, f"__path__.append({str(ROOT / 'minidact' / folder)!r})\n")
+        init.write_text("".join(lines))
 
 
 def run_in(directory):
