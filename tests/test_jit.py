@@ -6,6 +6,9 @@ import sys
 
 from conftest import TINY, run
 
+from minidact import infer
+from minidact.fast import jit
+
 ANSWER = """
 import sys
 from minidact import Model
@@ -92,3 +95,9 @@ def test_without_a_place_for_machine_code_it_still_answers(tmp_path):
     env = {"NUMBA_CACHE_DIR": str(blocked), "XDG_CACHE_HOME": str(blocked)}
     result = run("infer", "--model", TINY, "the good film", env=env)
     assert result.returncode == 0, result.stderr
+
+
+def test_it_says_that_it_will_compile_at_every_start(monkeypatch):
+    assert infer.compiling().endswith("this happens once and takes some seconds ...")
+    monkeypatch.setattr(jit, "_DIRECTORY", None)
+    assert "at every start: no directory can be written to" in infer.compiling()
