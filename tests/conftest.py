@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 from minidact.errors import run_command
@@ -19,7 +19,8 @@ TINY = FIXTURES / "tiny"
 
 # no deadline: Numba compiles on the first call. The short profile draws the same cases every time.
 settings.register_profile("short", deadline=None, max_examples=25, derandomize=True)
-settings.register_profile("few", deadline=None, max_examples=8, derandomize=True)
+first = (Phase.explicit, Phase.generate)  # a failure is enough, it need not become a small one
+settings.register_profile("few", deadline=None, max_examples=8, derandomize=True, phases=first)
 settings.register_profile("long", deadline=None, max_examples=1000)
 settings.register_profile("fuzz", deadline=None, max_examples=25_000, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
