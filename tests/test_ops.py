@@ -1,0 +1,64 @@
+"""The edges of ops.py by hand: what no gradient, and no comparison of two versions, would see."""
+
+import numpy as np
+import pytest
+
+from minidact import ops
+from minidact.fast import kernels
+
+BOTH = pytest.mark.parametrize("calc", [ops, kernels], ids=["ops", "kernels"])
+
+
+def test_relus_slope_at_0_is_0():
+    x = np.array([[-1.0, 0.0, 2.0]])
+    assert ops.relu_backward(np.ones_like(x), x).tolist() == [[0, 0, 1]]
+
+
+@BOTH
+def test_dropout_draws_what_it_needs_and_no_more(calc):
+    """Which numbers come next depends on it, and so do all later ones of a training."""
+    x = np.ones((3, 3), np.float32)
+    for rate, draws in ((0.0, 0), (0.3, 3)):  # nine elements have 16 bits each: three times 64
+        mine, other = np.random.default_rng(7), np.random.default_rng(7)
+        out, mask = calc.dropout_forward(x, rate, mine)
+        assert (mask is None) == (rate == 0)
+        assert rate or out is x
+        other.bit_generator.random_raw(draws)
+        assert mine.bit_generator.random_raw() == other.bit_generator.random_raw()
+
+
+@BOTH
+@pytest.mark.parametrize(("rate", "least"), [(0.25, 16384), (0.5, 32768), (0.1, 6553)])
+def test_an_element_is_kept_from_that_number_on(calc, rate, least, monkeypatch):
+    assert ops.dropout_least(rate) == least
+    bits = np.array([0, least - 1, least, 65535], np.uint16)
+    for module in (ops, kernels):
+        monkeypatch.setattr(module, "dropout_bits", lambda size, rng: bits)
+    out, _ = calc.dropout_forward(np.ones(4, np.float32), rate, np.random.default_rng(0))
+    np.testing.assert_allclose(out, np.array([0, 0, 1, 1]) / (1 - rate), rtol=1e-6)
+
+
+def test_half_of_all_is_dropped_at_a_half():
+    mask = ops.dropout_mask((200, 50), 0.5, np.random.default_rng(0), np.dtype(np.float64))
+    assert set(np.unique(mask)) == {0, 2}
+    assert abs(mask.mean() - 1) < 0.03
+
+
+def test_softmax_never_overflows():
+    x = np.array([[1000.0, 999.0, -1000.0], [-1000.0, -1001.0, -3000.0]])
+    out, _ = ops.softmax_forward(x)
+    share = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(out, [[share, 1 - share, 0]] * 2)
+
+
+def test_softmax_is_over_the_last_axis_of_any_number():
+    """Attention's has three: heads, queries, keys."""
+    rng = np.random.default_rng(0)
+    x, dout = rng.standard_normal((2, 2, 3, 5))
+    out, cache = ops.softmax_forward(x)
+    np.testing.assert_allclose(out.sum(2), 1)
+    dx = ops.softmax_backward(dout, cache)
+    for head in (0, 1):
+        flat, cache = ops.softmax_forward(x[head])
+        np.testing.assert_array_equal(out[head], flat)
+        np.testing.assert_allclose(dx[head], ops.softmax_backward(dout[head], cache))
