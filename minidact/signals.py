@@ -32,6 +32,18 @@ def noted(*signals: int) -> Iterator[list[int]]:
 
 
 @contextmanager
+def later(number: int) -> Iterator[None]:
+    """While the block lasts a signal that has a handler waits; then it comes, once."""
+    if not callable(signal.getsignal(number)):
+        yield
+        return
+    with noted(number) as seen:
+        yield
+    if seen:
+        signal.raise_signal(number)
+
+
+@contextmanager
 def ending() -> Iterator[None]:
     """While the block lasts Ctrl-C just ends the process: for where it has nothing to lose yet.
 

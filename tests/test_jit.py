@@ -1,10 +1,14 @@
 """Machine code on disk: processes that compile at once, and places that cannot be written to."""
 
 import os
+import signal
 import subprocess
 import sys
 
+import pytest
 from conftest import TINY, run
+from numba import types
+from numba.extending import intrinsic
 
 from minidact import infer
 from minidact.fast import jit
@@ -101,3 +105,31 @@ def test_it_says_that_it_will_compile_at_every_start(monkeypatch):
     assert infer.compiling().endswith("this happens once and takes some seconds ...")
     monkeypatch.setattr(jit, "_DIRECTORY", None)
     assert "at every start: no directory can be written to" in infer.compiling()
+
+
+@intrinsic
+def interrupting(typing):
+    """Ctrl-C while it is compiled."""
+
+    def codegen(context, builder, signature, arguments):
+        signal.raise_signal(signal.SIGINT)
+        return context.get_constant(types.int64, 3)
+
+    return types.int64(), codegen
+
+
+def test_ctrl_c_waits_until_a_kernel_is_compiled():
+    """Numba swallows KeyboardInterrupt in places. Afterwards the kernel is there and works."""
+
+    @jit.jit()
+    def inner():
+        return interrupting()
+
+    @jit.jit()
+    def outer():
+        return inner() + 1
+
+    with pytest.raises(KeyboardInterrupt):
+        outer()
+    assert len(outer.overloads) == len(inner.overloads) == 1
+    assert outer() == 4

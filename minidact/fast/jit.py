@@ -10,9 +10,10 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import numba
@@ -22,6 +23,7 @@ from numba.core.sigutils import normalize_signature
 
 from ..errors import InputError
 from ..files import locked
+from ..signals import later
 
 REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order; NaN, inf stay
 
@@ -93,12 +95,18 @@ def is_compiled(name: str) -> bool:
 _under_way: list = []  # kernels that are being compiled: one calls for the next
 
 
+def waiting() -> AbstractContextManager:
+    """Where the outermost kernel is compiled, Ctrl-C waits."""
+    return nullcontext() if _under_way else later(signal.SIGINT)
+
+
 def _keep_on_disk(kernel) -> None:
     """Lets a kernel's machine code be kept, so that other processes can trust it.
 
     - Code is only read and saved for kernels that Python calls. A kernel that another one calls is
       compiled into it anew: Numba (0.68) links code that it read from disk in such a way that what
       it saves then jumps to address 0 in the next process.
+    - Ctrl-C waits until a kernel is compiled: Numba swallows KeyboardInterrupt in places.
     - No two processes save at the same time. Each reads an index, adds a line and writes it back:
       two at once could each end up with the other's code under their name.
     """
@@ -107,7 +115,7 @@ def _keep_on_disk(kernel) -> None:
     load, save = cache.load_overload, cache.save_overload
 
     def compile_alone(signature):
-        with global_compiler_lock:
+        with waiting(), global_compiler_lock:
             types, _ = normalize_signature(signature)
             if _under_way and types in read:
                 del kernel.overloads[types]
