@@ -62,3 +62,14 @@ def test_softmax_is_over_the_last_axis_of_any_number():
         flat, cache = ops.softmax_forward(x[head])
         np.testing.assert_array_equal(out[head], flat)
         np.testing.assert_allclose(dx[head], ops.softmax_backward(dout[head], cache))
+
+
+def test_losses_by_hand():
+    """Their gradients alone would not see a value that is wrong by a sign or a constant."""
+    logits, labels = np.log([[0.2, 0.8], [0.5, 0.5]]), np.array([1, 0])
+    losses, _ = ops.cross_entropy_forward(logits, labels)
+    np.testing.assert_allclose(losses, -np.log([0.8, 0.5]))
+    losses, _ = ops.cross_entropy_forward(np.array([[1000.0, 0.0], [-1000.0, 0.0]]), labels)
+    np.testing.assert_allclose(losses, [1000, 1000])
+    losses, _ = ops.squared_error_forward(np.array([[3.0], [-1.0]]), np.array([1.0, 2.0]))
+    np.testing.assert_allclose(losses, [4, 9])
