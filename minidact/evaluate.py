@@ -52,7 +52,7 @@ def main() -> None:
     if options.plot:
         plot.check(options.plot)
     examples = data.read_examples(options.data)
-    model = load_model(options.model, how)
+    model = load_model(options.model, how, options.bits)
     labels = data.label_ids(examples, model.config, options.data)
     fixed = (model, examples, labels, options.metric, options.batch_size)
     if not options.sweep:

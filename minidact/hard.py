@@ -17,7 +17,7 @@ import numpy as np
 from . import bert, ragged
 from .config import Config
 from .errors import InputError, known
-from .fast.packed import Encoder
+from .fast.layers import Reference
 from .mechanisms import KNOBS, dact, exits, planning, token_gates
 from .network import Network, full_macs, has_classifier, macs
 from .ragged import Batch
@@ -84,14 +84,13 @@ def check_knobs(config: Config, knobs: Knobs) -> None:
         raise InputError(f"at is {knobs.at!r}{wrong}")
 
 
-def hard_forward(
-    net: Network, batch: Batch, knobs: Knobs = NOTHING, encoder: Encoder | None = None
-) -> Answers:
+def hard_forward(net: Network, batch: Batch, knobs: Knobs = NOTHING, layers: Any = None) -> Answers:
     """Answers for a batch.
 
-    encoder: the packed layers of fast/packed.py; without it, bert.py's are run, with net.calc.
+    layers: what runs a layer, such as fast/packed.py's; without it bert.py does, with net.calc.
     """
-    work = _Pass(net, batch, knobs, encoder)
+    layers = layers or Reference(net.params, net.config, net.calc)
+    work = _Pass(net, batch, knobs, layers)
     for layer in range(net.config.num_hidden_layers):
         run = work.plan(layer)
         if run.any():
@@ -106,8 +105,8 @@ def hard_forward(
 class _Pass:
     """A hard pass under way: the rows still alive, whose they are, and what is known so far."""
 
-    def __init__(self, net: Network, batch: Batch, knobs: Knobs, encoder: Encoder | None):
-        self.net, self.knobs, self.encoder = net, knobs, encoder
+    def __init__(self, net: Network, batch: Batch, knobs: Knobs, layers: Any):
+        self.net, self.knobs, self.layers = net, knobs, layers
         self.params, self.config, self.calc, _ = net
         self.halting = self.config.mechanisms.get("halting")
         self.planning = "planning" in knobs.use and self.config.mechanisms["planning"]
@@ -115,9 +114,9 @@ class _Pass:
         if self.halting:
             trained = known("trained", self.halting.trained, exits.HEADS)
             self.rule = exits.RULES[knobs.rule or exits.HEADS[trained].rule]
-        count, layers = len(batch.offsets) - 1, self.config.num_hidden_layers
+        count, depth = len(batch.offsets) - 1, self.config.num_hidden_layers
         self.all_lengths = ragged.lengths(batch.offsets)
-        self.workspace = encoder and encoder.workspace(batch.offsets)
+        self.workspace = layers.workspace(batch.offsets)
         # the rows alive (T') and their sentences (B')
         self.x, _ = bert.embeddings_forward(self.params, self.config, batch, self.calc)
         self.offsets, self.alive = batch.offsets, np.arange(count)
@@ -127,12 +126,12 @@ class _Pass:
         self.dropped = np.zeros((count, size), dtype)
         self.s = self._summary() if self.planning else np.zeros((count, size), dtype)
         self.a, self.p = np.zeros((count, self.config.num_labels), dtype), np.ones(count, dtype)
-        self.y, self.h = np.zeros((layers, *self.a.shape), dtype), np.ones((layers, count), dtype)
+        self.y, self.h = np.zeros((depth, *self.a.shape), dtype), np.ones((depth, count), dtype)
         # what is reported
         self.asked = {name: np.zeros(count, np.int64) for name in self.config.mechanisms}
-        self.lengths, self.stayed = np.zeros((count, layers), int), np.full(len(self.x), layers)
-        self.so_far = np.full((count, layers, self.config.num_labels), np.nan)
-        self.doubts, self.margins = np.full((2, count, layers), np.nan)
+        self.lengths, self.stayed = np.zeros((count, depth), int), np.full(len(self.x), depth)
+        self.so_far = np.full((count, depth, self.config.num_labels), np.nan)
+        self.doubts, self.margins = np.full((2, count, depth), np.nan)
         self.path = None
         if self.planning and not planning.is_stepwise(self.planning.planner):
             self.path, _ = planning.planner_forward(self.s, self.params, planning.PATH, self.calc)
@@ -175,15 +174,10 @@ class _Pass:
         if not run.all():
             rows, offsets = ragged.select(self.offsets, run)
         x = self.x[rows]
-        if self.encoder is None:
-            x, received, _ = bert.layer_forward(
-                self.params, self.config, layer, x, offsets, self.calc
-            )
-        else:
-            received = self.encoder.layer(layer, x, offsets, self.workspace)  # changes x
+        received = self.layers.layer(layer, x, offsets, self.workspace)  # changes x
         if self.gates:
             self.received[rows] = received if received.ndim == 1 else received.sum(0)
-        if self.encoder is None or not run.all():
+        if not run.all():  # else x is self.x
             self.x[rows] = x
         self.lengths[self.alive[run], layer] = ragged.lengths(offsets)
         if self.halting or self.planning:

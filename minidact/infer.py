@@ -37,10 +37,10 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def load_model(name: str | None, how: dict[str, Any]) -> Model:
+def load_model(name: str | None, how: dict[str, Any], bits: int | None = None) -> Model:
     """The model, its kernels compiled for answers such as those asked for."""
     with ending():
-        model = Model.from_pretrained(name)
+        model = Model.from_pretrained(name, bits=bits)
         model.knobs(**how)  # what cannot be is said before anything is compiled
         if jit.is_on() and not jit.is_compiled("packed._layer"):
             print(compiling(), file=sys.stderr, flush=True)
@@ -70,7 +70,7 @@ def main() -> None:
         raise InputError("--pair goes with one text, not with texts from standard input")
     how = how_to_answer(options)
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    model = load_model(options.model, how)
+    model = load_model(options.model, how, options.bits)
     if options.text != "-":
         show(model(options.text, options.pair, **how), options)
         return

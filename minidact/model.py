@@ -16,8 +16,7 @@ from tokenizers import Tokenizer
 from . import checkpoint, data, show
 from .config import Config
 from .errors import InputError, visible
-from .fast import kernels
-from .fast.packed import Encoder
+from .fast.layers import layers_for
 from .hard import Answers, Knobs, check_knobs, hard_forward
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob
@@ -112,21 +111,32 @@ class Model:
     """
 
     def __init__(
-        self, config: Config, params: dict, tokenizer: Tokenizer, reference: bool = False
+        self,
+        config: Config,
+        params: dict,
+        tokenizer: Tokenizer,
+        reference: bool = False,
+        bits: int | None = None,
     ) -> None:
-        """params: as network.shapes(config) lists them. reference: NumPy only, no Numba."""
+        """params: as network.shapes(config) lists them.
+
+        reference: NumPy only, no Numba. bits: of a weight in the layers' products, 32, 16 or 8;
+        None: 16 if no weight loses a digit by it, else 32. In 8, activations are rounded, too.
+        """
         self.config, self.params, self.tokenizer = config, params, tokenizer
         calc = calculus(params, reference)
-        self._net = Network(params, config, calc)
+        self.net = Network(params, config, calc)
         with interruptible():
-            self._encoder = Encoder(params, config) if calc is kernels else None
+            self.layers = layers_for(params, config, calc, bits)
 
     @staticmethod
     def from_pretrained(
-        name: str | os.PathLike[str] | None = None, reference: bool = False
+        name: str | os.PathLike[str] | None = None,
+        reference: bool = False,
+        bits: int | None = None,
     ) -> Model:
         """name: a directory, a hub id, a name in weights/, or None for the model that ships."""
-        return Model(*checkpoint.load(name), reference=reference)
+        return Model(*checkpoint.load(name), reference=reference, bits=bits)
 
     def save_pretrained(self, directory: str | os.PathLike[str], dtype: Any = np.float32) -> None:
         """Writes config.json, model.safetensors (float32 or float16) and tokenizer.json."""
@@ -243,7 +253,7 @@ class Model:
         """The hard pass on encoded texts, as one batch, in arrays."""
         batch = data.to_batch(sentences)
         with ONE_AT_A_TIME, interruptible(), np.errstate(all="ignore"):  # overflow is found below
-            answers = hard_forward(self._net, batch, knobs, self._encoder)
+            answers = hard_forward(self.net, batch, knobs, self.layers)
         if not np.isfinite(answers.probs).all():
             raise InputError("the model's weights are so large that its answer is not a number")
         return answers

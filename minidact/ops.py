@@ -363,6 +363,27 @@ def _rows(x):
     return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
+# ---------------------------------------------------------------------------- eight bits
+
+
+def quantise(x):
+    """Returns x (T, n) as whole numbers q (T, n) int8 and scales s (T,), so that x ~ s q.
+
+    A row's scale is its largest size / 127. Both are computed in x's dtype.
+    """
+    top = np.abs(x).max(1)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(top > 0, x.dtype.type(127) / top, x.dtype.type(0))
+    return np.rint(x * inverse[:, None]).astype(np.int8), top / x.dtype.type(127)
+
+
+def linear_int8(x, w, b):
+    """Returns x w' + b (T, O) as eight bits compute it, and the sums in whole numbers, (T, O)."""
+    (q, s), (p, r) = quantise(x), quantise(w)
+    sums = q.astype(np.int32) @ p.astype(np.int32).T
+    return sums.astype(x.dtype) * (s[:, None] * r) + b, sums
+
+
 # ---------------------------------------------------------------------------- update
 
 

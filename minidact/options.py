@@ -74,6 +74,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model", help="a directory, a hub id, or a name in weights/ (default: the one that ships)"
     )
+    add("--bits", type=int, choices=(32, 16, 8), help="of a weight in a product (default: 16 if no "
+        "weight loses a digit by it, else 32); in 8, activations are rounded, too")  # fmt: skip
     add("--full", action="store_true", help="nothing adaptive: every layer runs")
     names = ", ".join(MECHANISMS)
     add("--use", help=f"mechanisms to switch on, by commas, of {names} (default: all it carries)")

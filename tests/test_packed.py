@@ -81,7 +81,7 @@ def test_the_number_of_threads_changes_no_bit(rng):
 @pytest.mark.skipif("MINIDACT_VECTOR_WIDTH" in os.environ, reason="this is the inner run")
 def test_other_vector_widths():
     """The tests of kernels, goldens and packed layers once more, as on other processors."""
-    names = [f"tests/test_{name}.py" for name in ("kernels", "golden", "packed")]
+    names = [f"tests/test_{name}.py" for name in ("kernels", "golden", "packed", "int8")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
     processes = {
         width: subprocess.Popen(

@@ -38,8 +38,7 @@ processor widens the weights exactly, in the register.
 A row's result does not depend on the other rows of its tile, because each number is summed in one
 fixed order. So a sentence gets the same bits in any batch.
 
-Python cannot say "keep this in a register". Numba lets a function emit LLVM's instructions directly
-(`numba.extending.intrinsic`), and `_tile` does so. Everything else here is ordinary Numba.
+The loop itself is in tile.py. Everything here but `_tile` is ordinary Numba.
 """
 
 import numpy as np
@@ -49,13 +48,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .. import ops
-from . import special
+from . import special, tile
 from .jit import WIDTH, jit
+from .tile import AHEAD, LINE, PANEL, TILE
 
-PANEL = 2 * WIDTH  # columns of a panel, and of a tile
-TILE = 12 if WIDTH == 16 else 6  # rows of a tile, at most
-AHEAD = 64  # a tile that holds all rows prefetches so many steps ahead
-LINE = 64  # bytes of a cache line
 NEAR = 600_000  # bytes of A that stay in the L2 cache
 SMALL = 1 << 18  # a product of fewer multiplications is left to NumPy, which packs nothing
 
@@ -72,88 +68,46 @@ def _tile(
     """Computes C (rows, PANEL) = start + A (rows, depth) panel (depth, PANEL), 1 <= rows <= TILE.
 
     All arguments are int64 but panel_type, which is any array of the panel's dtype: float32, or
-    uint16 for the bits of float16. a, panel, start and c are addresses. a_row, a_step and c_row are
-    distances in bytes: between rows of A, between steps of the sum, between rows of C. Step k
-    prefetches the address ahead + k * ahead_step.
+    uint16 for the bits of float16. start and c are addresses, c_row is the distance between rows of
+    C in bytes; tile.Places explains the others.
     """
-    half = panel_type.dtype == types.uint16
+    step = HALVES if panel_type.dtype == types.uint16 else SINGLES
     signature = types.void(types.int64, panel_type, *[types.int64] * 10)
 
     def codegen(context, builder, signature, arguments):
-        rows, _, *rest = arguments
-        done = builder.append_basic_block("done")
-        switch = builder.switch(rows, done)
-        for count in range(1, TILE + 1):  # one loop for every number of rows, chosen here
-            block = builder.append_basic_block(f"rows{count}")
-            switch.add_case(ir.Constant(ir.IntType(64), count), block)
-            builder.position_at_end(block)
-            _emit_tile(builder, count, half, *rest)
-            builder.branch(done)
-        builder.position_at_end(done)
+        rows, _, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step = arguments
+        places = tile.Places(a, a_row, a_step, panel, depth, ahead, ahead_step)
+
+        def emit(count):
+            first = [
+                tile.load(builder, tile.offset(builder, start, h, 4 * WIDTH), tile.FLOATS, 4)
+                for h in (0, 1)
+            ]
+            result = tile.emit_loop(builder, count, step, places, first)
+            for r in range(count):
+                for h in (0, 1):
+                    row = tile.offset(builder, c, r, c_row)
+                    tile.store(builder, result[r][h], tile.offset(builder, row, h, 4 * WIDTH))
+
+        tile.for_every_height(builder, rows, emit)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def _emit_tile(
-    builder, rows, half, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step
-):
-    """Emits LLVM's instructions for one tile of a fixed number of rows."""
-    i32, i64, byte = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
-    number, vector = ir.FloatType(), ir.VectorType(ir.FloatType(), WIDTH)
-    stored = ir.VectorType(ir.HalfType(), WIDTH) if half else vector  # a panel's vector
-    size = WIDTH * (2 if half else 4)  # bytes of that vector
-    fma = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{WIDTH}f32"
-    )
-    prefetch = builder.module.declare_intrinsic(
-        "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-    )
-    spread = ir.Constant(ir.VectorType(i32, WIDTH), [0] * WIDTH)
+def multiply_add(builder, a, b, c):
+    kind = ir.FunctionType(tile.FLOATS, [tile.FLOATS] * 3)
+    fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
+    return builder.call(fma, [a, b, c])
 
-    def offset(address, count, step):
-        step = step if isinstance(step, ir.Value) else i64(step)
-        return builder.add(address, builder.mul(step, i64(count)))
 
-    def load(address, kind, align):
-        loaded = builder.load(builder.inttoptr(address, kind.as_pointer()))
-        loaded.align = align
-        return loaded
-
-    first = [load(offset(start, h, 4 * WIDTH), vector, 4) for h in (0, 1)]
-    before = builder.block
-    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-
-    k, a_k, b_k, far = (builder.phi(i64) for _ in range(4))
-    old = [[builder.phi(vector) for _ in (0, 1)] for _ in range(rows)]
-    b = [load(offset(b_k, h, size), stored, 2 if half else 4) for h in (0, 1)]
-    b = [builder.fpext(v, vector) for v in b] if half else b
-    for line in range(0, 2 * size, LINE):
-        there = builder.inttoptr(offset(far, 1, line), byte)
-        builder.call(prefetch, [there, i32(0), i32(3), i32(1)])  # to read, keep in all caches
-    new = []
-    for r in range(rows):
-        one = load(offset(a_k, r, a_row), number, 4)
-        one = builder.insert_element(ir.Constant(vector, ir.Undefined), one, i32(0))
-        one = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), spread)
-        new.append([builder.call(fma, [one, b[h], old[r][h]]) for h in (0, 1)])
-    k_next, a_next = builder.add(k, i64(1)), builder.add(a_k, a_step)
-    b_next, far_next = builder.add(b_k, i64(2 * size)), builder.add(far, ahead_step)
-    builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, after)
-
-    counters = ((k, i64(0), k_next), (a_k, a, a_next), (b_k, panel, b_next), (far, ahead, far_next))
-    for phi, value, following in counters:
-        phi.add_incoming(value, before)
-        phi.add_incoming(following, loop)
-    builder.position_at_end(after)
-    for r in range(rows):
-        for h in (0, 1):
-            old[r][h].add_incoming(first[h], before)
-            old[r][h].add_incoming(new[r][h], loop)
-            at = offset(offset(c, r, c_row), h, 4 * WIDTH)
-            builder.store(new[r][h], builder.inttoptr(at, vector.as_pointer())).align = 4
+SINGLES = tile.Step(
+    ir.FloatType(), tile.FLOATS, 4 * WIDTH, 4, lambda builder, vector: vector, multiply_add
+)
+HALVES = tile.Step(
+    ir.FloatType(), ir.VectorType(ir.HalfType(), WIDTH), 2 * WIDTH, 2,
+    lambda builder, vector: builder.fpext(vector, tile.FLOATS), multiply_add,
+)  # fmt: skip
 
 
 @jit()
@@ -166,7 +120,7 @@ def _call_tile(rows, panels, a, a_row, a_step, panel, depth, start, c, c_row, ah
 
 
 @jit()
-def _at(array):
+def address(array):
     """Returns the address of an array's first element, as int64 like the distances added to it."""
     return np.int64(array.ctypes.data)
 
@@ -176,7 +130,7 @@ def aligned(size):
     """Returns an uninitialised float32 array (size,) that begins where a cache line begins."""
     line = LINE // 4
     room = np.empty(size + line, np.float32)
-    first = (-_at(room) % LINE) // 4
+    first = (-address(room) % LINE) // 4
     return room[first : first + size]
 
 
@@ -225,8 +179,8 @@ def multiply(a, panel, start, c):
     spare = np.empty((TILE, PANEL), np.float32)  # for a panel that is not full
     tiles = (rows + TILE - 1) // TILE
     a_row, a_step, c_row = a.strides[0], a.strides[1], c.strides[0]
-    a_at, panel_at, start_at = _at(a), _at(panel), _at(start)
-    c_at, spare_at = _at(c), _at(spare)
+    a_at, panel_at, start_at = address(a), address(panel), address(start)
+    c_at, spare_at = address(c), address(spare)
     step = panel.strides[0]  # bytes from one step of the panel to the next
     for i in range(tiles):
         lo, hi = rows * i // tiles, rows * (i + 1) // tiles  # tiles of nearly the same height
@@ -276,7 +230,7 @@ def multiply_panels(a, panels, c):
 
 
 @jit()
-def _blocks(panels, rows, depth):
+def blocks_of(panels, rows, depth):
     """Returns the number of blocks that a product's rows are cut into.
 
     A block meets all panels before the next block begins, so it must be small enough to stay in a
@@ -286,7 +240,7 @@ def _blocks(panels, rows, depth):
 
 
 @jit()
-def _share(task, panels, blocks, rows, columns):
+def share_of(task, panels, blocks, rows, columns):
     """Returns a task's part of the result: rows lo : hi, columns first : last (one panel's)."""
     block, i = task // panels, task % panels
     lo, hi = rows * block // blocks, rows * (block + 1) // blocks
@@ -337,9 +291,9 @@ def _product_of_columns(a, b, out, total):
     for t in prange(tiles):
         _cut_strip(a, t * TILE, min((t + 1) * TILE, rows), strips[t], total)
     panels, start = _pack_columns(b), np.zeros(PANEL, np.float32)
-    blocks = _blocks(len(panels), tiles * TILE, depth)
+    blocks = blocks_of(len(panels), tiles * TILE, depth)
     for task in prange(len(panels) * blocks):
-        from_tile, to_tile, first, last = _share(task, len(panels), blocks, tiles, columns)
+        from_tile, to_tile, first, last = share_of(task, len(panels), blocks, tiles, columns)
         for t in range(from_tile, to_tile):
             lo, hi = t * TILE, min((t + 1) * TILE, rows)
             panel = panels[first // PANEL]
@@ -362,9 +316,9 @@ def linear_packed(x, panels, starts, gelu, out):
     panels (P, I, PANEL) hold w and starts (P, PANEL) hold b, both padded with 0.
     """
     (rows, outputs), depth = out.shape, x.shape[1]
-    blocks = _blocks(len(panels), rows, depth)
+    blocks = blocks_of(len(panels), rows, depth)
     for task in prange(len(panels) * blocks):
-        lo, hi, first, last = _share(task, len(panels), blocks, rows, outputs)
+        lo, hi, first, last = share_of(task, len(panels), blocks, rows, outputs)
         i = first // PANEL
         multiply(x[lo:hi, :depth], panels[i], starts[i], out[lo:hi, first:last])
         if gelu:  # now, while these numbers are still in the cache

@@ -38,17 +38,17 @@ def _vector_width() -> int:
         if forced not in ("16", "8", "4"):
             raise InputError(f"MINIDACT_VECTOR_WIDTH is {forced!r}; there are: 16, 8, 4")
         return int(forced)
-    return 16 if _HOST.get("avx512f") else 8 if _HOST.get("avx2") and _HOST.get("fma") else 4
+    return 16 if HOST.get("avx512f") else 8 if HOST.get("avx2") and HOST.get("fma") else 4
 
 
-_HOST = binding.get_host_cpu_features()
+HOST = binding.get_host_cpu_features()
 WIDTH = _vector_width()
 if WIDTH == 16 and not numba.config.CPU_FEATURES:
     # where LLVM chooses the vectors, it prefers 256 bits on processors that had to slow down for
     # 512; the products use 512 anyway, and the loops around them gain up to a fifth
-    numba.config.CPU_FEATURES = _HOST.flatten() + ",-prefer-256-bit"
+    numba.config.CPU_FEATURES = HOST.flatten() + ",-prefer-256-bit"
 # can the processor itself widen float16 to float32?
-HALVES = bool(_HOST.get("f16c")) or platform.machine().lower() in ("arm64", "aarch64")
+HALVES = bool(HOST.get("f16c")) or platform.machine().lower() in ("arm64", "aarch64")
 
 
 def _cache_directory() -> str | None:
@@ -57,7 +57,8 @@ def _cache_directory() -> str | None:
     content = [file.read_bytes() for file in sorted(here.glob("*.py"))]
     content.append(f"{numba.__version__} {binding.get_host_cpu_name()}".encode())
     version = hashlib.sha256(b"".join(content)).hexdigest()[:12]
-    name = f"minidact-{sys.implementation.cache_tag}-{WIDTH}-"
+    forced = os.environ.get("MINIDACT_INT8", "")  # int8.py: what the machine code multiplies with
+    name = f"minidact-{sys.implementation.cache_tag}-{WIDTH}{forced}-"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = [numba.config.CACHE_DIR] if numba.config.CACHE_DIR else []
     for parent in (*chosen, here / "__pycache__", home):

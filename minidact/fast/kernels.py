@@ -152,7 +152,7 @@ def _layer_norm_backward(dout, normal, inv_std, gamma, dx, dgammas, dbetas):
 
 
 @jit()
-def _add_layer_norm_row(x, residual, gamma, beta, eps):
+def add_layer_norm_row(x, residual, gamma, beta, eps):
     for c in range(len(x)):
         x[c] += residual[c]
     mean, inv = _mean_and_inv_std(x, eps)
@@ -163,7 +163,7 @@ def _add_layer_norm_row(x, residual, gamma, beta, eps):
 @jit(parallel=True)
 def _add_layer_norm_many(x, residual, gamma, beta, eps):
     for t in prange(len(x)):
-        _add_layer_norm_row(x[t], residual[t], gamma, beta, eps)
+        add_layer_norm_row(x[t], residual[t], gamma, beta, eps)
 
 
 @jit()
@@ -173,7 +173,7 @@ def add_layer_norm(x, residual, gamma, beta, eps):
         _add_layer_norm_many(x, residual, gamma, beta, eps)
     else:
         for t in range(len(x)):
-            _add_layer_norm_row(x[t], residual[t], gamma, beta, eps)
+            add_layer_norm_row(x[t], residual[t], gamma, beta, eps)
 
 
 def layer_norm_forward(x, gamma, beta, eps):

@@ -21,27 +21,30 @@ from .jit import HALVES, jit
 class Encoder:
     """The packed layers of a model. Nothing changes them, so threads may share them.
 
-    The weights are packed in 16 bits if float16 holds all of them exactly and the processor itself
-    can widen them.
+    The weights may be packed in 16 bits, if the processor itself can widen them.
     """
 
-    def __init__(self, params: dict, config: Config):
-        """params: float32 arrays under Hugging Face's names, as bert.shapes(config) lists them."""
+    def __init__(self, params: dict, config: Config, halves: bool = True):
+        """params: float32 arrays under Hugging Face's names, as bert.shapes(config) lists them.
+
+        halves: may they be packed as float16, if it holds all of them exactly?
+        """
         c, f = config.hidden_size, config.intermediate_size
         self.config, layers = config, range(config.num_hidden_layers)
-        matrices = [_matrices(params, f"bert.encoder.layer.{n}") for n in layers]
+        weights = [matrices(params, f"bert.encoder.layer.{n}") for n in layers]
         with np.errstate(over="ignore"):  # a weight too large for float16 fails the comparison
-            halves = [[w.astype(np.float16) for w in layer] for layer in matrices]
-        pairs = [zip(ws, hs, strict=True) for ws, hs in zip(matrices, halves, strict=True)]
-        half = HALVES and all(np.array_equal(w, h) for layer in pairs for w, h in layer)
+            halved = [[w.astype(np.float16) for w in layer] for layer in weights]
+        pairs = [zip(ws, hs, strict=True) for ws, hs in zip(weights, halved, strict=True)]
+        half = halves and HALVES
+        half = half and all(np.array_equal(w, h) for layer in pairs for w, h in layer)
         if half:
-            matrices = [[h.view(np.uint16) for h in layer] for layer in halves]
-        sizes = [_panels(o) * i * PANEL for o, i in ((3 * c, c), (c, c), (f, c), (c, f))]
+            weights = [[h.view(np.uint16) for h in layer] for layer in halved]
+        sizes = [panels_for(o) * i * PANEL for o, i in ((3 * c, c), (c, c), (f, c), (c, f))]
         # each row holds a layer's panels, or its vectors, in the order in which _layer uses them
         kind = np.dtype(np.uint16 if half else np.float32)
         room = aligned(len(layers) * sum(sizes) * kind.itemsize // 4)
         self.panels = room.view(kind).reshape(len(layers), sum(sizes))
-        for layer, ws in zip(self.panels, matrices, strict=True):
+        for layer, ws in zip(self.panels, weights, strict=True):
             for w, at, size in zip(ws, np.cumsum([0, *sizes]), sizes, strict=False):
                 pack(w, layer[at : at + size].reshape(-1, w.shape[1], PANEL))
         self.vectors = np.stack([_vectors(params, f"bert.encoder.layer.{n}") for n in layers])
@@ -73,7 +76,7 @@ class Encoder:
 QKV = [f"attention.self.{name}" for name in bert.QKV]
 
 
-def _matrices(params, at):
+def matrices(params, at):
     """Returns a layer's four weight matrices; the first is query, key and value in one."""
     names = ("attention.output.dense", "intermediate.dense", "output.dense")
     qkv = np.concatenate([params[f"{at}.{name}.weight"] for name in QKV])
@@ -93,13 +96,19 @@ def _vectors(params, at):
         (["output.dense"], "output.LayerNorm"),
     ):
         bias = np.concatenate([params[f"{at}.{name}.bias"] for name in names])
-        parts += bias, np.zeros(_panels(len(bias)) * PANEL - len(bias), np.float32)
+        parts += bias, np.zeros(panels_for(len(bias)) * PANEL - len(bias), np.float32)
         if norm:
             parts += params[f"{at}.{norm}.weight"], params[f"{at}.{norm}.bias"]
     return np.concatenate(parts)
 
 
-def _panels(outputs):
+def norms(params, at):
+    """Returns a layer's two layer norms as (4, C): gamma, beta, gamma, beta."""
+    layer_norms = (f"{at}.attention.output.LayerNorm", f"{at}.output.LayerNorm")
+    return np.stack([params[f"{n}.{kind}"] for n in layer_norms for kind in ("weight", "bias")])
+
+
+def panels_for(outputs):
     """Returns the number of panels that a weight with so many outputs is packed into."""
     return -(-outputs // PANEL)
 
