@@ -5,14 +5,14 @@ import json
 import pytest
 from conftest import FIXTURES, run
 
-from minidact.bench.__main__ import add_shares
+from minidact.bench.cases import add_shares
 from minidact.config import Config
 
 
 @pytest.fixture(scope="module")
 def result():
     data = FIXTURES / "reviews.tsv"
-    options = ["--rounds", 1, "--layers", 1, "--only", "numpy,minidact,minidact 16 bits"]
+    options = ["--rounds", 1, "--layers", 1, "--only", "numpy,minidact,minidact 8 bits"]
     result = run("bench", "--json", "--data", data, *options)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -27,16 +27,30 @@ def test_limits_and_startup(result):
 
 
 def test_contenders_answer_alike(result):
-    assert [row["kind"] for row in result["rows"]] == ["answer"] * 5 + ["train"] * 2
+    assert [row["kind"] for row in result["rows"]] == ["answer"] * 7 + ["train"] * 2
     for row in result["rows"]:
         assert row["ratio"]["minidact"] == 1
         assert all(ms > 0 for ms in row["ms"].values())
-        assert row["share_of_flops"] > 0
+        assert row["shares"]["minidact"]["products"] > 0
         if row["kind"] == "answer":
-            assert row["difference"] < 2e-3
-            assert set(row["ms"]) == {"numpy", "minidact", "minidact 16 bits"}
+            assert row["difference"] < 1e-5
+            assert row["ratio_8_bits"]["minidact 8 bits"] == 1
+            assert set(row["ms"]) == {"numpy", "minidact", "minidact 8 bits"}
         else:
             assert set(row["ms"]) == {"numpy", "minidact"}
+
+
+def test_from_text_to_label(result):
+    assert [row["batch_size"] for row in result["labels"]] == [1, 32]
+    ways = [
+        f"minidact{bits}, {way}" for bits in ("", " 8 bits") for way in ("full", "halting", "all")
+    ]
+    for row in result["labels"]:
+        assert list(row["ms"]) == ways
+        assert row["accuracy"]["minidact, full"] == row["accuracy"]["minidact, halting"]
+        assert min(row["accuracy"].values()) > 0.9
+    one = result["labels"][0]
+    assert all(one["p50"][way] <= one["p95"][way] <= one["p99"][way] for way in ways)
 
 
 def test_adaptive_and_growth(result):
@@ -54,13 +68,15 @@ def test_adaptive_and_growth(result):
 def test_shares_of_the_limits_by_hand():
     """One text of 8 tokens, one layer of C = 2, F = 3, in 1 ms."""
     config = Config(hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=3)
-    row = {"kind": "answer", "lengths": [8], "ms": {"minidact": 1.0}}
-    add_shares(row, config, {"gflops": 1e-3, "gb_per_s": 1e-3})
-    macs = 8 * (4 * 2 * 2 + 2 * 2 * 3) + 2 * 8 * 8 * 2 + 2 * (2 + 2)
-    assert row["share_of_flops"] == pytest.approx(2 * macs / 1e-3 / 1e9 / 1e-3)
-    assert row["share_of_bandwidth"] == pytest.approx(
-        4 * (4 * 2 * 2 + 2 * 2 * 3) / 1e-3 / 1e9 / 1e-3
-    )
+    row = {"kind": "answer", "lengths": [8], "ms": {"minidact": 1.0, "minidact 8 bits": 0.5}}
+    add_shares(row, config, {"gflops": 1e-3, "gb_per_s": 1e-3, "gops_int8": 4e-3})
+    weights = 4 * 2 * 2 + 2 * 2 * 3
+    macs = 8 * weights + 2 * 8 * 8 * 2 + 2 * (2 + 2)
+    single, eight = row["shares"]["minidact"], row["shares"]["minidact 8 bits"]
+    assert single["products"] == pytest.approx(2 * macs / 1e-3 / 1e9 / 1e-3)
+    assert single["memory"] == pytest.approx(4 * weights / 1e-3 / 1e9 / 1e-3)
+    assert eight["products"] == pytest.approx(single["products"] / 2)
+    assert eight["memory"] == pytest.approx(single["memory"] / 2)
 
 
 @pytest.mark.parametrize(

@@ -1,46 +1,36 @@
-"""The programs that bench/__main__.py times: minidact, and the frameworks beside it.
+"""The programs that are timed, minidact among them, each as a process of its own.
 
 In one process, the thread pools of different libraries would take the cores from each other. So
-each contender is a process of its own that answers requests, one JSON object a line:
+each contender is a process that answers requests, one JSON object a line (workers.py sends them):
 
     {"kind": "answer" | "train", "batches": [[[id, ..], ..], ..], "repeat": n}
-    -> {"ms": [n times, of all batches once], "out": probabilities of the first batch, or null}
-
-The frameworks are optional (`pip install "minidact[bench]"`). Only this file imports them.
+    {"kind": "label", "batches": [[text, ..], ..], "repeat": n, "how": {knob: value, ..}}
+    -> {"ms": [[ms of each batch], .. n times], "out": probabilities of the first batch, or null;
+        of "label" the classes of all texts}
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .. import checkpoint, hard, ops, optim, ragged
-from ..fast import kernels
-from ..fast.packed import Encoder
-from ..network import Network
+from .. import hard, optim, ragged
+from ..model import Model
 from ..train.learn import learn
+from .peers import OnnxRuntime, OpenVino, PyTorch
 
 
 class Minidact:
-    """Runs minidact with its Numba kernels, on the model in a directory.
+    """minidact on the model in a directory. bits and reference: as Model's."""
 
-    half: round the weights to float16 first, so that they are packed in 16 bits.
-    """
-
-    calc = kernels
-
-    def __init__(self, directory, threads, half=False):
-        del threads  # bench/__main__.py sets their number in the environment
-        self.config, self.params, _ = checkpoint.load(directory)
-        if half:
-            self.params = {k: p.astype(np.float16).astype(p.dtype) for k, p in self.params.items()}
-        self.encoder, self.moments, self.step = None, None, 0
-        if self.calc is kernels:
-            self.encoder = Encoder(self.params, self.config)
+    def __init__(self, directory, threads, bits=32, reference=False):
+        del threads  # workers.py sets their number in the environment
+        self.model = Model.from_pretrained(directory, reference=reference, bits=bits)
+        self.moments, self.step = None, 0
 
     def prepare(self, sentences):
         """Returns lists of token ids as one ragged batch."""
@@ -49,119 +39,48 @@ class Minidact:
 
     def answer(self, batch):
         """Returns the probabilities (B, Y)."""
-        net = Network(self.params, self.config, self.calc)
-        return hard.hard_forward(net, batch, encoder=self.encoder).probs
+        return hard.hard_forward(self.model.net, batch, layers=self.model.layers).probs
 
     def train(self, batch):
         """Does one step of AdamW on all parameters."""
-        self.moments = self.moments or optim.zero_moments(self.params)
-        labels, rng = np.arange(len(batch.offsets) - 1) % 2, np.random.default_rng(self.step)
-        net = Network(self.params, self.config, self.calc, rng)
-        learn(net, batch, labels, None, self.moments, self.step, dict.fromkeys(self.params, 1e-6))
+        net = self.model.net._replace(rng=np.random.default_rng(self.step))
+        self.moments = self.moments or optim.zero_moments(net.params)
+        labels, rates = np.arange(len(batch.offsets) - 1) % 2, dict.fromkeys(net.params, 1e-6)
+        learn(net, batch, labels, None, self.moments, self.step, rates)
         self.step += 1
 
-
-class Reference(Minidact):
-    """Runs minidact in plain NumPy (ops.py)."""
-
-    calc = ops
-
-
-class PyTorch:
-    """Runs transformers' BertForSequenceClassification, in eager mode.
-
-    Its attention is PyTorch's scaled_dot_product_attention.
-    """
-
-    def __init__(self, directory, threads):
-        import torch
-        from transformers import BertForSequenceClassification
-
-        torch.set_num_threads(threads)
-        self.torch = torch
-        self.model = BertForSequenceClassification.from_pretrained(directory)
-        assert self.model.config._attn_implementation == "sdpa"
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
-
-    def prepare(self, sentences):
-        """Returns the model's inputs, padded to the longest sentence, as its users pad them."""
-        longest = max(map(len, sentences))
-        ids = self.torch.tensor([ids + [0] * (longest - len(ids)) for ids in sentences])
-        lengths = self.torch.tensor([len(ids) for ids in sentences])
-        return {
-            "input_ids": ids,
-            "attention_mask": (self.torch.arange(longest) < lengths[:, None]).long(),
-        }
-
-    def answer(self, batch):
-        """Returns the probabilities (B, Y)."""
-        self.model.eval()
-        with self.torch.inference_mode():
-            return self.model(**batch).logits.softmax(-1).numpy()
-
-    def train(self, batch):
-        """Does one step of AdamW on all parameters."""
-        self.model.train()
-        labels = self.torch.arange(len(batch["input_ids"])) % 2
-        self.model(**batch, labels=labels).loss.backward()
-        self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-class OnnxRuntime(PyTorch):
-    """Runs PyTorch's model, exported to ONNX, on ONNX Runtime's CPU provider."""
-
-    def __init__(self, directory, threads):
-        import onnxruntime
-
-        super().__init__(directory, threads)
-        path = Path(directory) / "model.onnx"
-        self._export(path)
-        del self.model, self.optimizer
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-
-    def _export(self, path):
-        """Writes the model to path in ONNX."""
-        torch, model = self.torch, self.model.eval()
-        model.set_attn_implementation("eager")  # the exporter understands this attention
-
-        class Logits(torch.nn.Module):  # type: ignore[name-defined]
-            def __init__(self):
-                super().__init__()
-                self.model = model
-
-            def forward(self, input_ids, attention_mask):
-                return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-        ids = torch.ones((2, 8), dtype=torch.long)
-        names = ["input_ids", "attention_mask"]
-        axes = {name: {0: "batch", 1: "tokens"} for name in names}
-        torch.onnx.export(
-            Logits(), (ids, ids), path, input_names=names, dynamic_axes=axes, dynamo=False,
-            opset_version=17,
-        )  # fmt: skip
-
-    def prepare(self, sentences):
-        """Returns the model's inputs as NumPy arrays, padded to the longest sentence."""
-        return {name: tensor.numpy() for name, tensor in super().prepare(sentences).items()}
-
-    def answer(self, batch):
-        """Returns the probabilities (B, Y)."""
-        logits = self.session.run(None, batch)[0]
-        return ops.softmax_forward(logits)[0]
+    def label(self, texts, **how):
+        """From texts to classes (B,)."""
+        answers = self.model(texts, batch_size=len(texts), **how)
+        return [self.model.config.id2label.index(answer.label) for answer in answers]
 
 
 CONTENDERS: dict[str, Callable[[str, int], Any]] = {
-    "numpy": Reference,
+    "numpy": partial(Minidact, reference=True),
     "minidact": Minidact,
-    "minidact 16 bits": lambda directory, threads: Minidact(directory, threads, half=True),
+    "minidact 16 bits": partial(Minidact, bits=16),
+    "minidact 8 bits": partial(Minidact, bits=8),
     "PyTorch": PyTorch,
+    "PyTorch bf16": partial(PyTorch, bfloat16=True),
     "ONNX Runtime": OnnxRuntime,
+    "ONNX Runtime int8": partial(OnnxRuntime, int8=True),
+    "OpenVINO": OpenVino,
+    "OpenVINO bf16": partial(OpenVino, precision="bf16"),
+    "OpenVINO int8": partial(OpenVino, precision="int8"),
 }
-NEEDS = {"PyTorch": ("torch", "transformers"), "ONNX Runtime": ("onnxruntime", "onnx", "torch")}
+FLOAT32 = ("numpy", "minidact", "PyTorch", "ONNX Runtime", "OpenVINO")  # must answer alike
+TRAINED = ("numpy", "minidact", "PyTorch")  # can train
+TORCH = ("torch", "transformers")
+NEEDS = {  # by the first word
+    "PyTorch": TORCH,
+    "ONNX": (*TORCH, "onnx", "onnxruntime"),
+    "OpenVINO": (*TORCH, "onnx", "openvino", "nncf"),
+}
+
+
+def needs(name: str) -> tuple[str, ...]:
+    """The packages that a contender needs beside minidact's own."""
+    return NEEDS.get(name.split()[0], ())
 
 
 def serve(name: str, directory: str, threads: int) -> None:
@@ -171,16 +90,21 @@ def serve(name: str, directory: str, threads: int) -> None:
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        run = getattr(contender, request["kind"])
-        batches = [contender.prepare(sentences) for sentences in request["batches"]]
+        kind, given = request["kind"], request["batches"]
+        run = partial(getattr(contender, kind), **request.get("how", {}))
+        batches = given if kind == "label" else [contender.prepare(batch) for batch in given]
         out, ms = run(batches[0]), []
         for _ in range(request["repeat"]):
-            begin = time.perf_counter()
+            outs, times = [], []
             for batch in batches:
-                run(batch)
-            ms.append((time.perf_counter() - begin) * 1e3)
-        out = None if out is None else out.tolist()
-        print(json.dumps({"ms": ms, "out": out}), file=answers, flush=True)
+                begin = time.perf_counter()
+                outs.append(run(batch))
+                times.append((time.perf_counter() - begin) * 1e3)
+            ms.append(times)
+        if kind == "label":
+            out = np.concatenate(outs)
+        answer = {"ms": ms, "out": None if out is None else np.asarray(out).tolist()}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import time
 import numba
 import numpy as np
 
-from ..fast import gemm
+from ..fast import gemm, int8
 
 
 @numba.njit(parallel=True)
@@ -17,22 +17,38 @@ def _multiply_in_cache(x, panel, start, out, repeat):
             gemm.multiply(x[:, : x.shape[1]], panel, start, out[t][:, : gemm.PANEL])
 
 
-def limits() -> dict:
-    """Returns {"gflops": products in the L1 cache, in GFLOP/s, "gb_per_s": memory read, in GB/s}.
+@numba.njit(parallel=True)
+def _multiply_int8_in_cache(q, scales, panel, columns, out, repeat):
+    """The same in eight bits."""
+    for t in numba.prange(len(out)):
+        for _ in range(repeat):
+            int8.multiply(q, scales, panel, columns, out[t][:, : gemm.PANEL])
 
-    Both are those of all threads that Numba uses.
+
+def limits() -> dict:
+    """Returns what the machine can do, with all threads that Numba uses.
+
+    gflops, gops_int8: products in the L1 cache, in G operations/s; gb_per_s: memory read, in GB/s.
     """
     threads, depth, repeat = numba.get_num_threads(), 256, 2000
     x, start = np.ones((gemm.TILE, depth), np.float32), np.ones(gemm.PANEL, np.float32)
     panel = aligned_ones(depth + gemm.AHEAD, gemm.PANEL)[:depth]
     out = np.empty((threads, gemm.TILE, gemm.PANEL), np.float32)
-    flop = 2 * threads * repeat * out[0].size * depth
-    peak = flop / quickest(lambda: _multiply_in_cache(x, panel, start, out, repeat)) / 1e9
+    operations = 2 * threads * repeat * out[0].size * depth
+    peak = operations / quickest(lambda: _multiply_in_cache(x, panel, start, out, repeat)) / 1e9
+    q: np.ndarray = np.ones((gemm.TILE, depth), int8.KIND)
+    scales = np.ones(gemm.TILE, np.float32)
+    panel8 = (
+        panel.reshape(-1).view(np.int8)[: depth * gemm.PANEL].reshape(-1, gemm.PANEL * int8.GROUP)
+    )
+    columns = np.zeros((3, gemm.PANEL), np.float32)
+    seconds8 = quickest(lambda: _multiply_int8_in_cache(q, scales, panel8, columns, out, repeat))
     panels = aligned_ones(2**28 // (4 * 384 * gemm.PANEL), 384, gemm.PANEL)  # 256 MiB
     row, starts = np.ones((1, 384), np.float32), np.zeros((len(panels), gemm.PANEL), np.float32)
     long = np.empty((1, starts.size), np.float32)
     seconds = quickest(lambda: gemm.linear_packed(row, panels, starts, False, long))
-    return {"gflops": peak, "gb_per_s": panels.nbytes / seconds / 1e9}
+    read = panels.nbytes / seconds / 1e9
+    return {"gflops": peak, "gops_int8": operations / seconds8 / 1e9, "gb_per_s": read}
 
 
 def aligned_ones(*shape):
