@@ -73,3 +73,14 @@ def test_losses_by_hand():
     np.testing.assert_allclose(losses, [1000, 1000])
     losses, _ = ops.squared_error_forward(np.array([[3.0], [-1.0]]), np.array([1.0, 2.0]))
     np.testing.assert_allclose(losses, [4, 9])
+
+
+@BOTH
+def test_adamw_by_hand(calc):
+    """The first step of one weight, with an eps that is not small."""
+    p, g, m, v = (np.array([x], np.float32) for x in (2.0, 3.0, 0.0, 0.0))
+    calc.adamw_update(p, g, m, v, 1, 0.1, 0.9, 0.99, 0.5, 0.01, 2.0)
+    grad = 3.0 * 2.0  # scaled; both moments are corrected to it and to its square
+    np.testing.assert_allclose(m, 0.1 * grad, rtol=1e-6)
+    np.testing.assert_allclose(v, 0.01 * grad**2, rtol=1e-5)
+    np.testing.assert_allclose(p, 2 * (1 - 0.1 * 0.01) - 0.1 * grad / (grad + 0.5), rtol=1e-6)
