@@ -95,17 +95,19 @@ def _norm_backward(grads, name, dout, cache, calc):
 # ---------------------------------------------------------------------------- embeddings
 
 
-def embeddings_forward(params, config: Config, batch: Batch, calc=ops, rng=None):
-    """Token ids -> x (T, C): word + position + segment, normalised.
-
-    Raises InputError for ids that the tables have no row for.
-    """
+def check_ids(config: Config, batch: Batch) -> None:
+    """Raises InputError for ids that the tables have no row for."""
     ids, segments = batch.ids.max(initial=0), batch.segments.max(initial=0)
     if ids >= config.vocab_size or segments >= config.type_vocab_size:
         raise InputError(
             f"the tokenizer gives ids up to {ids} and segments up to {segments}, but the model has "
             f"{config.vocab_size} and {config.type_vocab_size}"
         )
+
+
+def embeddings_forward(params, config: Config, batch: Batch, calc=ops, rng=None):
+    """Token ids -> x (T, C): word + position + segment, normalised."""
+    check_ids(config, batch)
     at = "bert.embeddings."
     tables = [params[f"{at}{t}_embeddings.weight"] for t in ("word", "position", "token_type")]
     x, sum_cache = calc.embedding_forward(*batch, *tables)  # (T, C)

@@ -93,7 +93,7 @@ def hard_forward(net: Network, batch: Batch, knobs: Knobs = NOTHING, layers: Any
     work = _Pass(net, batch, knobs, layers)
     for layer in range(net.config.num_hidden_layers):
         run = work.plan(layer)
-        if run.any():
+        if run is None or run.any():
             work.drop_tokens(layer, run)
             work.run_layer(layer, run)
         work.halt(layer, run)
@@ -103,11 +103,14 @@ def hard_forward(net: Network, batch: Batch, knobs: Knobs = NOTHING, layers: Any
 
 
 class _Pass:
-    """A hard pass under way: the rows still alive, whose they are, and what is known so far."""
+    """A hard pass under way: the rows still alive, whose they are, and what is known so far.
+
+    Which of the sentences alive run a layer is `run`, (B',) bool, or None for all of them.
+    """
 
     def __init__(self, net: Network, batch: Batch, knobs: Knobs, layers: Any):
-        self.net, self.knobs, self.layers = net, knobs, layers
         self.params, self.config, self.calc, _ = net
+        self.knobs, self.layers = knobs, layers
         self.halting = self.config.mechanisms.get("halting")
         self.planning = "planning" in knobs.use and self.config.mechanisms["planning"]
         self.gates = "tokens" in knobs.use and self.config.mechanisms["tokens"]
@@ -117,50 +120,48 @@ class _Pass:
         count, depth = len(batch.offsets) - 1, self.config.num_hidden_layers
         self.all_lengths = ragged.lengths(batch.offsets)
         self.workspace = layers.workspace(batch.offsets)
-        # the rows alive (T') and their sentences (B')
-        self.x, _ = bert.embeddings_forward(self.params, self.config, batch, self.calc)
+        # the rows alive (T') and their sentences (B'): summary, answer, doubt
+        self.x = layers.embed(batch)
+        dtype, labels = self.x.dtype, self.config.num_labels
         self.offsets, self.alive = batch.offsets, np.arange(count)
-        self.place, self.received = np.arange(len(self.x)), np.zeros(len(self.x), self.x.dtype)
-        # of all sentences (B): the sum of the rows dropped, the summary, the answer, the doubt
-        dtype, size = self.x.dtype, self.config.hidden_size
-        self.dropped = np.zeros((count, size), dtype)
-        self.s = self._summary() if self.planning else np.zeros((count, size), dtype)
-        self.a, self.p = np.zeros((count, self.config.num_labels), dtype), np.ones(count, dtype)
-        self.y, self.h = np.zeros((depth, *self.a.shape), dtype), np.ones((depth, count), dtype)
+        self.place, self.received = np.arange(len(self.x)), np.zeros(len(self.x), dtype)
+        self.a, self.p = np.zeros((count, labels), dtype), np.ones(count, dtype)
+        # of all sentences (B): the sum of the rows dropped, and what the heads said, if a rule asks
+        self.dropped = np.zeros((count if self.gates else 0, self.config.hidden_size), dtype)
+        self.y, self.h = np.zeros((depth, count, labels), dtype), np.ones((depth, count), dtype)
         # what is reported
-        self.asked = {name: np.zeros(count, np.int64) for name in self.config.mechanisms}
+        self.answer = np.zeros((count, labels), dtype)
         self.lengths, self.stayed = np.zeros((count, depth), int), np.full(len(self.x), depth)
-        self.so_far = np.full((count, depth, self.config.num_labels), np.nan)
+        self.so_far = np.full((count, depth, labels), np.nan)
         self.doubts, self.margins = np.full((2, count, depth), np.nan)
-        self.path = None
+        self.planned = np.zeros(count, int)  # how often planners were asked
+        self.s: Any = self._summary() if self.planning else None
+        self.path: Any = None
         if self.planning and not planning.is_stepwise(self.planning.planner):
-            self.path, _ = planning.planner_forward(self.s, self.params, planning.PATH, self.calc)
-            self.asked["planning"] += 1
+            self.path = layers.planner(planning.PATH, self.s)
+            self.planned += 1
 
     def plan(self, layer: int):
-        """1. Which of the sentences alive include the layer, (B',) bool."""
+        """1. Which of the sentences alive include the layer."""
         if layer == 0 or not self.planning:
-            return np.ones(len(self.alive), bool)
+            return None
         if self.path is not None:
             pi = self.path[self.alive, layer - 1]
         else:
-            s, name = self.s[self.alive], planning.step_name(layer)
-            pi = planning.planner_forward(s, self.params, name, self.calc)[0][:, 0]
-            self.asked["planning"][self.alive] += 1
-        return planning.draw(pi, None, self.knobs.threshold) > 0
+            pi = self.layers.planner(planning.step_name(layer), self.s)[:, 0]
+            self.planned[self.alive] += 1
+        run = planning.draw(pi, None, self.knobs.threshold) > 0
+        return None if run.all() else run
 
     def drop_tokens(self, layer: int, run):
-        """2. Rows of the sentences in run (B',) whose gate is closed leave for good."""
+        """2. Rows of the sentences in run whose gate is closed leave for good."""
         if layer == 0 or not self.gates:
             return
-        there, n = np.ones(len(self.x), bool), ragged.lengths(self.offsets)
-        how = (self.gates.bins, self.gates.ranks, self.knobs.keep)
-        index = token_gates.bins_of(self.received, there, self.offsets, *how)
-        keep = token_gates.stays(self.params[token_gates.NAME][layer - 1], index)
-        keep |= ~np.repeat(run, n)
+        asked = np.ones(len(self.alive), bool) if run is None else run
+        keep = self.layers.stays(layer, self.received, self.offsets, asked, self.knobs.keep)
         if keep.all():
             return
-        gone = np.flatnonzero(~keep)
+        gone, n = np.flatnonzero(~keep), ragged.lengths(self.offsets)
         losers, first = np.unique(np.repeat(self.alive, n)[gone], return_index=True)
         self.dropped[losers] += np.add.reduceat(self.x[gone], first)
         self.stayed[self.place[gone]] = layer
@@ -168,59 +169,70 @@ class _Pass:
         self._take(rows)
 
     def run_layer(self, layer: int, run):
-        """3. The layer, on the rows of the sentences in run (B',) and on no other."""
+        """3. The layer, on the rows of the sentences in run and on no other."""
         rows: Any = slice(None)
-        offsets = self.offsets
-        if not run.all():
+        offsets, ran = self.offsets, self.alive
+        if run is not None:
             rows, offsets = ragged.select(self.offsets, run)
+            ran = ran[run]
         x = self.x[rows]
         received = self.layers.layer(layer, x, offsets, self.workspace)  # changes x
         if self.gates:
             self.received[rows] = received if received.ndim == 1 else received.sum(0)
-        if not run.all():  # else x is self.x
+        if run is not None:  # else x is self.x
             self.x[rows] = x
-        self.lengths[self.alive[run], layer] = ragged.lengths(offsets)
+        self.lengths[ran, layer] = ragged.lengths(offsets)
         if self.halting or self.planning:
-            self.s[self.alive] = self._summary()
+            self.s = self._summary()
 
     def halt(self, layer: int, run):
-        """4. The units of the sentences in run (B',) speak; those alive that are decided leave."""
+        """4. The units of the sentences in run speak; those alive that are decided leave."""
         if not self.halting:
             return
-        ran, left = self.alive[run], self.config.num_hidden_layers - layer - 1
-        if len(ran):
-            name = dact.unit_name(layer)
-            _, y, h, _ = dact.unit_forward(self.s[ran], self.params, name, self.calc)
-            self.y[layer, ran], self.h[layer, ran] = y, h
+        ran: Any = slice(None) if run is None else run
+        who, left = self.alive[ran], self.config.num_hidden_layers - layer - 1
+        if len(who):
+            y, h = self.layers.unit(layer, self.s[ran])
             a, self.p[ran] = dact.accumulate_step(self.a[ran], self.p[ran], y, h)
-            self.a[ran] = self.so_far[ran, layer] = a if self.rule.averages else y
-            self.asked["halting"][ran] += 1
-        a, p, margin = self.a[self.alive], self.p[self.alive], None
+            self.a[ran] = self.so_far[who, layer] = a if self.rule.averages else y
+        margin: Any = None
+        lead: Any = None
         if self.rule.averages:
             # of those that left the layer out, too: there is one less to change their answer
-            margin = dact.margin(a, p, left, self.knobs.bound)
-            self.doubts[ran, layer], self.margins[ran, layer] = p[run], margin[run]
+            margin, lead = self.layers.margin(self.a, self.p, left, self.knobs.bound)
+            self.doubts[who, layer], self.margins[who, layer] = self.p[ran], margin[ran]
+        elif len(who):
+            self.y[layer, who], self.h[layer, who] = y, h
         if "halting" not in self.knobs.use:
             return
         said = (slice(layer + 1), self.alive)
         at = getattr(self.knobs, self.rule.set_by)
-        now = exits.Known(self.y[said], self.h[said], a, margin)
-        going = ~self.rule.stop(now, self.rule.knob.usual if at is None else at)
-        if not going.all():
-            rows, self.offsets = ragged.select(self.offsets, going)
-            self._take(rows)
-            self.alive = self.alive[going]
+        now = exits.Known(self.y[said], self.h[said], margin, lead)
+        stops = self.rule.stop(now, self.rule.knob.usual if at is None else at)
+        if stops.any():
+            self._leave(stops)
+
+    def _leave(self, stops):
+        self.answer[self.alive[stops]] = self.a[stops]
+        going = ~stops
+        rows, self.offsets = ragged.select(self.offsets, going)
+        self._take(rows)
+        self.alive, self.s, self.a, self.p = (
+            v[going] for v in (self.alive, self.s, self.a, self.p)
+        )
 
     def answers(self) -> Answers:
-        config, answer = self.config, self.a
+        config, calc = self.config, self.calc
+        self.answer[self.alive] = self.a
         if has_classifier(config):
-            s = self._summary()
-            answer, _ = bert.classifier_forward(self.params, config, s, self.calc)
+            self.answer, _ = bert.classifier_forward(self.params, config, self._summary(), calc)
             if config.problem_type != "regression":
-                answer, _ = self.calc.softmax_forward(answer)
+                self.answer, _ = calc.softmax_forward(self.answer)
+        ran = self.lengths > 0
+        asked = {"halting": ran.sum(1), "planning": self.planned}
         return Answers(
-            answer, self.lengths > 0, self.lengths, self.stayed,
-            macs(config, self.lengths, self.asked), full_macs(config, self.all_lengths),
+            self.answer, ran, self.lengths, self.stayed,
+            macs(config, self.lengths, asked), full_macs(config, self.all_lengths),
             self.so_far, self.doubts, self.margins,
         )  # fmt: skip
 
@@ -229,9 +241,10 @@ class _Pass:
 
     def _summary(self):
         """(B', C): [CLS] rows, or means of the rows as the token gates' `pool` counts them."""
-        kind = self.config.summary
-        s, _ = bert.summary_forward(self.x, self.offsets, kind, self.calc)
-        if kind != "mean" or not self.gates or token_gates.counts_what_is_left(self.gates.pool):
+        s = self.layers.summary(self.x, self.offsets)
+        if self.config.summary != "mean" or not self.gates:
+            return s
+        if token_gates.counts_what_is_left(self.gates.pool):
             return s
         n, whole = ragged.lengths(self.offsets)[:, None], self.all_lengths[self.alive][:, None]
         return (s * n.astype(s.dtype) + self.dropped[self.alive]) / whole.astype(s.dtype)

@@ -38,7 +38,7 @@ FOLDERS = {
     "mechanisms": [{"record"}, {"dact", "planning", "token_gates"}, {"exits"}, {"__init__"}],
     "fast": [
         {"threads"}, {"__init__"}, {"jit"}, {"special", "tile"}, {"gemm"}, {"int8", "attention"},
-        {"kernels"}, {"packed"}, {"packed_int8"}, {"layers"},
+        {"kernels"}, {"decisions"}, {"packed"}, {"packed_int8"}, {"layers"},
     ],
     "train": [{"start", "learn"}, {"__main__"}],
     "study": [{"sweep"}, {"__main__"}],
@@ -141,7 +141,7 @@ def test_a_mechanism_is_named_where_it_acts_and_nowhere_else():
     """By a string, that is: in the two passes, in training's schedules, and in what compares."""
     may = {"soft", "hard", "train.learn", "train.start", "train.__main__"}
     may |= {name_of(file) for file in MECHANISM_FILES}
-    may |= {"study.sweep", "study.__main__", "bench.cases", "bench.peers"}
+    may |= {"study.sweep", "study.__main__", "bench.cases", "bench.peers", "fast.decisions"}
     for file in FILES:
         strings = {
             n.value for n in ast.walk(ast.parse(file.read_text())) if type(n) is ast.Constant

@@ -36,7 +36,7 @@ def test_rules_on_answers_made_by_hand():
     def stops(name, at):
         """The first layer at which each sentence stops."""
         rule = RULES[name].stop
-        stopped = [rule(Known(y[:n], h[:n], y[n - 1], None), at) for n in (1, 2, 3)]
+        stopped = [rule(Known(y[:n], h[:n], None, None), at) for n in (1, 2, 3)]
         return [1 + [*s, True].index(True) for s in zip(*stopped, strict=True)]
 
     assert stops("fixed", 2) == [2, 2, 2]
@@ -63,7 +63,7 @@ def test_a_rule_stops_where_it_says_and_answers_with_that_head(seed, offsets, na
     for b, ran in enumerate(answers.layers_run.sum(1)):
         np.testing.assert_allclose(answers.probs[b], y[ran - 1, b])
         if name != "cumulated":  # which reads h
-            seen = [Known(y[:n, [b]], None, y[n - 1, [b]], None) for n in range(1, ran + 1)]
+            seen = [Known(y[:n, [b]], None, None, None) for n in range(1, ran + 1)]
             stops = [rule.stop(known, rule.knob.usual)[0] for known in seen]
             assert stops == [False] * (ran - 1) + [True] or ran == 4
 
@@ -75,7 +75,7 @@ def test_a_rules_range_starts_at_one_layer_and_goes_on_with_more(seed, classes, 
     h = rng.uniform(0, 1, (6, 50)).astype(np.float32) ** 0.01  # most sentences hardly stop
     rule, depths = RULES[name], []
     for at in rule.knob.sweep:
-        seen = [Known(y[:n], h[:n], y[n - 1], None) for n in range(1, 7)]
+        seen = [Known(y[:n], h[:n], None, None) for n in range(1, 7)]
         stops = np.array([rule.stop(known, at) for known in seen])
         stops[-1] = True
         depths.append(stops.argmax(0) + 1)

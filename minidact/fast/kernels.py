@@ -103,7 +103,7 @@ def dropout_forward(x, rate, rng):
 
 
 @jit()
-def _mean_and_inv_std(x, eps):
+def mean_and_inv_std(x, eps):
     size, mean, variance = F(len(x)), F(0.0), F(0.0)
     for c in range(len(x)):
         mean += x[c]
@@ -115,7 +115,7 @@ def _mean_and_inv_std(x, eps):
 
 @jit()
 def _layer_norm_row(x, gamma, beta, eps, out, normal):
-    mean, inv = _mean_and_inv_std(x, eps)
+    mean, inv = mean_and_inv_std(x, eps)
     for c in range(len(x)):
         normal[c] = (x[c] - mean) * inv
         out[c] = normal[c] * gamma[c] + beta[c]
@@ -155,7 +155,7 @@ def _layer_norm_backward(dout, normal, inv_std, gamma, dx, dgammas, dbetas):
 def add_layer_norm_row(x, residual, gamma, beta, eps):
     for c in range(len(x)):
         x[c] += residual[c]
-    mean, inv = _mean_and_inv_std(x, eps)
+    mean, inv = mean_and_inv_std(x, eps)
     for c in range(len(x)):
         x[c] = (x[c] - mean) * inv * gamma[c] + beta[c]
 
@@ -195,7 +195,7 @@ def layer_norm_backward(dout, cache):
 
 
 @jit()
-def _mean_rows(x, offsets, out):
+def mean_rows(x, offsets, out):
     for b in range(len(out)):
         out_b, lo, hi = out[b], offsets[b], offsets[b + 1]
         out_b[:] = F(0.0)
@@ -209,7 +209,7 @@ def _mean_rows(x, offsets, out):
 
 def mean_rows_forward(x, offsets):
     out = np.empty((len(offsets) - 1, x.shape[1]), np.float32)
-    _mean_rows(x, offsets, out)
+    mean_rows(x, offsets, out)
     return out, (ragged.lengths(offsets)[:, None].astype(F), offsets)
 
 

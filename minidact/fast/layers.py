@@ -1,6 +1,6 @@
-"""The layers of a network for answers: packed as a precision wants them, or the NumPy reference.
+"""What hard.py asks of a network: packed as a precision wants it, or the NumPy reference.
 
-All of them have the same two methods, packed.Encoder's `workspace` and `layer`.
+All of them have the same methods: those of Decisions, and packed.Encoder's `workspace` and `layer`.
 """
 
 from types import ModuleType, SimpleNamespace
@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import bert, ops
+from .. import bert, ops, ragged
 from ..config import Config
 from ..errors import InputError, known
+from ..mechanisms import dact, planning, token_gates
+from ..ragged import Batch
 from .packed import Encoder
 from .packed_int8 import EncoderInt8
 
@@ -18,20 +20,49 @@ BITS = ("32", "16", "8")  # of a weight in a product
 
 
 class Reference:
-    """bert.py's own layers, unpacked, in any dtype: the definition of what the others compute."""
+    """bert.py and the mechanisms, in any dtype: the definition of what the others compute."""
 
     def __init__(self, params: dict, config: Config, calc: Any = ops, bits: str | None = None):
         """calc: ops or kernels. bits: "8" for products that are quantised as int8.py says."""
-        self.params, self.config, self.calc = params, config, calc
+        self.params, self.config, self.calc, self.products = params, config, calc, calc
         if bits == "8":
-            self.calc = SimpleNamespace(**vars(ops) | {"linear_forward": _linear_int8})
+            self.products = SimpleNamespace(**vars(ops) | {"linear_forward": _linear_int8})
+
+    def embed(self, batch: Batch):
+        """Token ids -> x (T, C)."""
+        return bert.embeddings_forward(self.params, self.config, batch, self.calc)[0]
+
+    def summary(self, x, offsets):
+        """x (T, C) -> s (B, C)."""
+        return bert.summary_forward(x, offsets, self.config.summary, self.calc)[0]
+
+    def planner(self, name: str, s):
+        """s (B, C) -> pi (B, D)."""
+        return planning.planner_forward(s, self.params, name, self.calc)[0]
+
+    def unit(self, layer: int, s):
+        """s (B, C) -> y (B, Y), h (B,)."""
+        return dact.unit_forward(s, self.params, dact.unit_name(layer), self.calc)[1:3]
+
+    def margin(self, a, p, left: int, bound: str):
+        """a (B, Y), p (B,) -> by how much the top class is safe, and leads, (B,) each, float64."""
+        return dact.margin(a, p, left, bound), dact.lead(a)
+
+    def stays(self, layer: int, received, offsets, run, keep: float):
+        """Which rows the token gates let go on, of the sentences in run (B,) bool -> (T,) bool."""
+        shape, gates = self.config.mechanisms["tokens"], self.params[token_gates.NAME][layer - 1]
+        how = (shape.bins, shape.ranks, keep)
+        index = token_gates.bins_of(received, np.ones(len(received), bool), offsets, *how)
+        return token_gates.stays(gates, index) | ~np.repeat(run, ragged.lengths(offsets))
 
     def workspace(self, offsets) -> None:
         """It needs none."""
 
     def layer(self, n: int, x, offsets, workspace):
         """Runs layer n, and writes its output over x (T, C). Returns received (T,)."""
-        out, received, _ = bert.layer_forward(self.params, self.config, n, x, offsets, self.calc)
+        out, received, _ = bert.layer_forward(
+            self.params, self.config, n, x, offsets, self.products
+        )
         x[:] = out
         return received
 

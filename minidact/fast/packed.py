@@ -14,11 +14,12 @@ import numpy as np
 from .. import bert
 from ..config import Config
 from . import kernels
+from .decisions import Decisions
 from .gemm import PANEL, aligned, linear_packed, pack
 from .jit import HALVES, jit
 
 
-class Encoder:
+class Encoder(Decisions):
     """The packed layers of a model. Nothing changes them, so threads may share them.
 
     The weights may be packed in 16 bits, if the processor itself can widen them.
@@ -29,8 +30,8 @@ class Encoder:
 
         halves: may they be packed as float16, if it holds all of them exactly?
         """
-        c, f = config.hidden_size, config.intermediate_size
-        self.config, layers = config, range(config.num_hidden_layers)
+        super().__init__(params, config)
+        c, f, layers = config.hidden_size, config.intermediate_size, range(config.num_hidden_layers)
         weights = [matrices(params, f"bert.encoder.layer.{n}") for n in layers]
         with np.errstate(over="ignore"):  # a weight too large for float16 fails the comparison
             halved = [[w.astype(np.float16) for w in layer] for layer in weights]

@@ -10,17 +10,18 @@ from numba import prange
 
 from ..config import Config
 from . import int8, kernels, special
+from .decisions import Decisions
 from .gemm import PANEL, aligned
 from .jit import jit
 from .packed import QKV, matrices, norms, panels_for
 
 
-class EncoderInt8:
+class EncoderInt8(Decisions):
     """The packed layers of a model in eight bits. Nothing changes them: threads may share them."""
 
     def __init__(self, params: dict, config: Config):
         """params: float32 arrays under Hugging Face's names, as bert.shapes(config) lists them."""
-        self.config = config
+        super().__init__(params, config)
         self.layers = [self._packed(params, f"bert.encoder.layer.{n}")
                        for n in range(config.num_hidden_layers)]  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Early exits: when to stop, what the heads learn. DACT among its neighbours, to compare them.
 
 **Rules** say which of B sentences stop after n of L layers. What is `Known` then: y (n, B, Y) and
-h (n, B) of every layer so far, the answer a (B, Y) that it would stop with, and its margin (B,).
+h (n, B) of every layer so far; or, for DACT's, the margin (B,) of its answer and its lead (B,).
 
     dact         the class can change no more, or hardly: dact.py, with slack
     fixed        after k layers, whatever the sentence
@@ -52,14 +52,14 @@ TINY = 1e-8  # halting probabilities are not taken below this before a logarithm
 class Known(NamedTuple):
     """What a rule may look at after n layers."""
 
-    y: np.ndarray  # (n, B, Y), of a layer that was left out: 0
-    h: np.ndarray  # (n, B)
-    a: np.ndarray  # (B, Y) the answer, if it stops now
+    y: np.ndarray  # (n, B, Y), of a layer that was left out: 0; empty for a rule that averages
+    h: np.ndarray  # (n, B), likewise
     margin: np.ndarray | None  # (B,) of dact.margin, for a rule that averages
+    lead: np.ndarray | None  # (B,) of dact.lead, likewise
 
 
 def settled(known: Known, slack: float):
-    return dact.halts(known.margin, dact.lead(known.a), slack)
+    return dact.halts(known.margin, known.lead, slack)
 
 
 def fixed(known: Known, layers: float):

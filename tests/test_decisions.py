@@ -1,0 +1,93 @@
+"""What decides in a pass: the compiled questions against their definitions, over drawn shapes."""
+
+import numpy as np
+import pytest
+from conftest import offsets_strategy, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import random_batch, random_params, small_config
+
+from minidact import InputError
+from minidact.fast.layers import Reference
+from minidact.fast.packed import Encoder
+from minidact.mechanisms import planning, token_gates
+from minidact.mechanisms.exits import Halting
+from minidact.mechanisms.planning import Planning
+from minidact.mechanisms.token_gates import TokenGates
+
+
+def both(rng, planner="steps", sees=True, ranks="relative", summary="mean", trunk=5):
+    config = small_config(
+        layers=3, summary=summary, id2label=("a", "b", "c"), halting=Halting(trunk, sees),
+        planning=Planning(planner, 7), tokens=TokenGates(4, ranks),
+    )  # fmt: skip
+    params = {name: p.astype(np.float32) for name, p in random_params(config, rng).items()}
+    return Encoder(params, config), Reference(params, config), config
+
+
+def close(mine, reference):
+    np.testing.assert_allclose(mine, reference, rtol=2e-5, atol=2e-6)
+
+
+@given(seeds, offsets_strategy(4, 9), st.sampled_from(["cls", "mean"]))
+def test_how_a_text_begins(seed, offsets, summary):
+    rng = np.random.default_rng(seed)
+    fast, reference, config = both(rng, summary=summary)
+    batch = random_batch(offsets, config, rng)
+    x = fast.embed(batch)
+    close(x, reference.embed(batch))
+    close(fast.summary(x, offsets), reference.summary(x, offsets))
+
+
+def test_ids_without_a_row_are_refused():
+    fast, _, config = both(np.random.default_rng(0))
+    batch = random_batch(np.array([0, 3]), config, np.random.default_rng(0))
+    with pytest.raises(InputError, match="the tokenizer gives ids up to"):
+        fast.embed(batch._replace(ids=batch.ids + config.vocab_size))
+
+
+@given(seeds, st.integers(1, 9), st.booleans(), st.sampled_from([5, 40]))
+def test_units(seed, rows, sees, trunk):
+    rng = np.random.default_rng(seed)
+    fast, reference, config = both(rng, sees=sees, trunk=trunk)
+    s = rng.standard_normal((rows, config.hidden_size)).astype(np.float32) * 3
+    for layer in range(3):
+        for mine, theirs in zip(fast.unit(layer, s), reference.unit(layer, s), strict=True):
+            close(mine, theirs)
+
+
+@given(seeds, st.integers(1, 9), st.sampled_from(["steps", "path"]))
+def test_planners(seed, rows, planner):
+    rng = np.random.default_rng(seed)
+    fast, reference, config = both(rng, planner)
+    s = rng.standard_normal((rows, config.hidden_size)).astype(np.float32) * 3
+    for name in planning.names(planner, 3):
+        close(fast.planner(name, s), reference.planner(name, s))
+
+
+@given(seeds, st.integers(1, 9), st.integers(2, 4), st.integers(0, 11), st.sampled_from("tp"))
+def test_margins(seed, rows, classes, left, bound):
+    rng, bound = np.random.default_rng(seed), {"t": "tight", "p": "paper"}[bound]
+    fast, reference, _ = both(rng)
+    a = rng.dirichlet(np.ones(classes), rows).astype(np.float32)
+    p = rng.random(rows).astype(np.float32)
+    for mine, theirs in zip(
+        fast.margin(a, p, left, bound), reference.margin(a, p, left, bound), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+@given(
+    seeds, offsets_strategy(4, 12), st.sampled_from(["relative", "absolute"]),
+    st.sampled_from([0.3, 1.0, 1.7]),
+)  # fmt: skip
+def test_rows_that_stay(seed, offsets, ranks, keep):
+    """Level ones are ranked by their place in both."""
+    rng = np.random.default_rng(seed)
+    fast, reference, _ = both(rng, ranks=ranks)
+    fast.params[token_gates.NAME][:] = rng.random((2, 4)).round()
+    received = rng.integers(0, 5, offsets[-1]).astype(np.float32)
+    run = rng.random(len(offsets) - 1) < 0.7
+    for layer in (1, 2):
+        mine = fast.stays(layer, received, offsets, run, keep)
+        np.testing.assert_array_equal(mine, reference.stays(layer, received, offsets, run, keep))
