@@ -57,13 +57,13 @@ def run_command(main: Callable[[], None]) -> None:
     except InputError as error:
         end(error)
     except BrokenPipeError:  # the reader of our output left (`... | head`): end quietly
-        write_nowhere()
+        pass
     except OSError as error:
-        write_nowhere()
         end(f"input or output failed: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
+        give_up_output()
         signal.signal(signal.SIGINT, before)
 
 
@@ -77,9 +77,13 @@ def check_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def write_nowhere() -> None:
-    """What is not yet written is given up, so that Python does not fail on it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def give_up_output() -> None:
+    """What cannot be written is given up, so that Python does not fail on it at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end(error: object) -> None:

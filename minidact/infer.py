@@ -68,14 +68,14 @@ def main() -> None:
     options = parser().parse_args()
     if options.text == "-" and options.pair is not None:
         raise InputError("--pair goes with one text, not with texts from standard input")
+    if options.text == "-" and sys.stdin is None:
+        raise InputError("there is nothing to read: standard input is closed")
     how = how_to_answer(options)
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     model = load_model(options.model, how, options.bits)
     if options.text != "-":
         show(model(options.text, options.pair, **how), options)
         return
-    if sys.stdin is None:
-        raise InputError("there is nothing to read: standard input is closed")
     numbers, most = count(1), data.most_characters(model.tokenizer) + 1
     for texts in batched(lines(sys.stdin.buffer, most), options.batch_size):
         readable = [text for text in texts if text is not None]

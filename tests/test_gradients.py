@@ -5,7 +5,7 @@ from itertools import count as count_from
 import numpy as np
 import pytest
 from conftest import offsets_strategy, seeds
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import prices, random_batch, random_params, small_config
 
@@ -297,6 +297,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=settings.default.max_examples * 2 // 5)  # each checks every parameter
 @given(seeds, offsets_strategy(3, 4), st.sampled_from(["cls", "mean"]), st.sampled_from("ph"))
 def test_whole_loss(kind, seed, offsets, summary, ponder):
     """Every parameter's gradient of the whole loss.

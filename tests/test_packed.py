@@ -86,7 +86,7 @@ def test_other_vector_widths():
     processes = {
         width: subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "MINIDACT_VECTOR_WIDTH": str(width)},
+            env={**os.environ, "HYPOTHESIS_PROFILE": "few", "MINIDACT_VECTOR_WIDTH": str(width)},
         )
         for width in {16, 8, 4} - {jit.WIDTH}
     }  # fmt: skip

@@ -59,7 +59,9 @@ def test_every_row_names_tests_that_there_are():
 )
 def test_streams_that_cannot_be_used(command, sentence):
     result = shell(f"{INFER} {command}")
-    assert (result.returncode, result.stderr) == (2, f"error: {sentence}\n")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == f"error: {sentence}"
+    assert "Traceback" not in result.stderr
 
 
 def test_without_stderr_it_answers_all_the_same():
@@ -152,7 +154,7 @@ def test_settings_that_cannot_be(name, value, sentence):
 def test_without_a_compiler_it_answers_too():
     plain = json.loads(run("infer", "--json", "a good film").stdout)
     slow = run("infer", "--json", "a good film", env={"NUMBA_DISABLE_JIT": "1"})
-    assert slow.stderr == ""
+    assert "compiling" not in slow.stderr
     assert json.loads(slow.stdout)["score"] == pytest.approx(plain["score"], abs=1e-5)
     refused = run("bench", env={"NUMBA_DISABLE_JIT": "1"})
     assert refused.stderr.startswith("error: bench times compiled kernels")
@@ -163,7 +165,7 @@ def test_without_openmp_it_says_what_to_install():
     found = run("infer", "good", env={"NUMBA_THREADING_LAYER_PRIORITY": "workqueue omp tbb"})
     assert "note: Numba finds neither OpenMP nor TBB here" in found.stderr
     chosen = run("infer", "good", env={"NUMBA_THREADING_LAYER": "workqueue"})
-    assert chosen.stderr == ""
+    assert "note:" not in chosen.stderr
     assert chosen.stdout.split()[:2] == found.stdout.split()[:2]
 
 
