@@ -157,7 +157,8 @@ def test_every_instruction_that_is_here(name):
         pytest.skip("it is the one that all tests here use")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HYPOTHESIS_PROFILE": "few", "MINIDACT_INT8": name},
+        cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "HYPOTHESIS_PROFILE": "few", "MINIDACT_INT8": name},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:]
 
