@@ -150,7 +150,7 @@ def test_the_reference_rounds_as_they_do():
         layers_for(large, model.config, ops, 16)
 
 
-@pytest.mark.skipif("MINIDACT_INT8" in os.environ, reason="this is the inner run")
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n for n, i in int8.INSTRUCTIONS.items() if i.there])
 def test_every_instruction_that_is_here(name):
     if name == int8.chosen():
