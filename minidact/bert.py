@@ -95,6 +95,11 @@ def _norm_backward(grads, name, dout, cache, calc):
 # ---------------------------------------------------------------------------- embeddings
 
 
+TABLES = [
+    f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")
+]
+
+
 def check_ids(config: Config, batch: Batch) -> None:
     """Raises InputError for ids that the tables have no row for."""
     ids, segments = batch.ids.max(initial=0), batch.segments.max(initial=0)
@@ -108,22 +113,17 @@ def check_ids(config: Config, batch: Batch) -> None:
 def embeddings_forward(params, config: Config, batch: Batch, calc=ops, rng=None):
     """Token ids -> x (T, C): word + position + segment, normalised."""
     check_ids(config, batch)
-    at = "bert.embeddings."
-    tables = [params[f"{at}{t}_embeddings.weight"] for t in ("word", "position", "token_type")]
-    x, sum_cache = calc.embedding_forward(*batch, *tables)  # (T, C)
-    x, norm_cache = _norm_forward(params, f"{at}LayerNorm", x, config, calc)
+    x, sum_cache = calc.embedding_forward(*batch, *(params[name] for name in TABLES))  # (T, C)
+    x, norm_cache = _norm_forward(params, "bert.embeddings.LayerNorm", x, config, calc)
     x, drop_cache = calc.dropout_forward(x, config.hidden_dropout_prob, rng)
     return x, (sum_cache, norm_cache, drop_cache)
 
 
 def embeddings_backward(dx, cache, grads, calc=ops):
     sum_cache, norm_cache, drop_cache = cache
-    at = "bert.embeddings."
     dx = calc.dropout_backward(dx, drop_cache)
-    dx = _norm_backward(grads, f"{at}LayerNorm", dx, norm_cache, calc)
-    dtables = calc.embedding_backward(dx, sum_cache)
-    for name, dtable in zip(("word", "position", "token_type"), dtables, strict=True):
-        grads[f"{at}{name}_embeddings.weight"] = dtable
+    dx = _norm_backward(grads, "bert.embeddings.LayerNorm", dx, norm_cache, calc)
+    grads.update(zip(TABLES, calc.embedding_backward(dx, sum_cache), strict=True))
 
 
 # ---------------------------------------------------------------------------- one layer

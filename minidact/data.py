@@ -240,16 +240,11 @@ def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
     Raises InputError if the tokenizer fails, because its vocabulary may lack what it needs, or if
     it makes more tokens than it should cut at.
     """
-    most, cut = _most_tokens(tokenizer), [False] * len(texts)
-
-    def readable(given):
-        for i, text in enumerate(given):
-            cut[i] |= len(text) > most_characters(tokenizer)
-            yield _clean(text[: most_characters(tokenizer)])
-
-    inputs = list(readable(texts))
-    if pairs is not None:
-        inputs = list(zip(inputs, readable(pairs), strict=True))
+    most, characters = _most_tokens(tokenizer), most_characters(tokenizer)
+    columns = [texts] if pairs is None else [texts, pairs]
+    cut = [max(map(len, row)) > characters for row in zip(*columns, strict=True)]
+    columns = [[_clean(text[:characters]) for text in column] for column in columns]
+    inputs = columns[0] if pairs is None else list(zip(*columns, strict=True))
     try:
         if len(inputs) == 1:  # encode_batch would wake a pool of threads
             one = inputs[0]

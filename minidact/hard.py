@@ -126,20 +126,21 @@ class _Pass:
         self.offsets, self.alive = batch.offsets, np.arange(count)
         self.place, self.received = np.arange(len(self.x)), np.zeros(len(self.x), dtype)
         self.a, self.p = np.zeros((count, labels), dtype), np.ones(count, dtype)
-        # of all sentences (B): the sum of the rows dropped, and what the heads said, if a rule asks
+        # of all sentences (B): the sum of the rows dropped, and what heads said, for rules that ask
         self.dropped = np.zeros((count if self.gates else 0, self.config.hidden_size), dtype)
-        self.y, self.h = np.zeros((depth, count, labels), dtype), np.ones((depth, count), dtype)
+        said = depth if self.halting and not self.rule.averages else 0
+        self.y, self.h = np.zeros((said, count, labels), dtype), np.ones((said, count), dtype)
         # what is reported
         self.answer = np.zeros((count, labels), dtype)
+        self.asked = {name: np.zeros(count, int) for name in self.config.mechanisms}
         self.lengths, self.stayed = np.zeros((count, depth), int), np.full(len(self.x), depth)
         self.so_far = np.full((count, depth, labels), np.nan)
         self.doubts, self.margins = np.full((2, count, depth), np.nan)
-        self.planned = np.zeros(count, int)  # how often planners were asked
         self.s: Any = self._summary() if self.planning else None
         self.path: Any = None
         if self.planning and not planning.is_stepwise(self.planning.planner):
             self.path = layers.planner(planning.PATH, self.s)
-            self.planned += 1
+            self.asked["planning"] += 1
 
     def plan(self, layer: int):
         """1. Which of the sentences alive include the layer."""
@@ -149,7 +150,7 @@ class _Pass:
             pi = self.path[self.alive, layer - 1]
         else:
             pi = self.layers.planner(planning.step_name(layer), self.s)[:, 0]
-            self.planned[self.alive] += 1
+            self.asked["planning"][self.alive] += 1
         run = planning.draw(pi, None, self.knobs.threshold) > 0
         return None if run.all() else run
 
@@ -195,6 +196,7 @@ class _Pass:
             y, h = self.layers.unit(layer, self.s[ran])
             a, self.p[ran] = dact.accumulate_step(self.a[ran], self.p[ran], y, h)
             self.a[ran] = self.so_far[who, layer] = a if self.rule.averages else y
+            self.asked["halting"][who] += 1
         margin: Any = None
         lead: Any = None
         if self.rule.averages:
@@ -228,11 +230,9 @@ class _Pass:
             self.answer, _ = bert.classifier_forward(self.params, config, self._summary(), calc)
             if config.problem_type != "regression":
                 self.answer, _ = calc.softmax_forward(self.answer)
-        ran = self.lengths > 0
-        asked = {"halting": ran.sum(1), "planning": self.planned}
         return Answers(
-            self.answer, ran, self.lengths, self.stayed,
-            macs(config, self.lengths, asked), full_macs(config, self.all_lengths),
+            self.answer, self.lengths > 0, self.lengths, self.stayed,
+            macs(config, self.lengths, self.asked), full_macs(config, self.all_lengths),
             self.so_far, self.doubts, self.margins,
         )  # fmt: skip
 

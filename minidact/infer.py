@@ -42,7 +42,7 @@ def load_model(name: str | None, how: dict[str, Any], bits: int | None = None) -
     with ending():
         model = Model.from_pretrained(name, bits=bits)
         model.knobs(**how)  # what cannot be is said before anything is compiled
-        if jit.is_on() and not jit.is_compiled("packed._layer"):
+        if jit.is_on() and not jit.is_compiled(model.layers.KERNEL):
             print(compiling(), file=sys.stderr, flush=True)
         model("warm", **how)  # compiles, touches the weights
     if jit.is_on() and threads.are_slow():

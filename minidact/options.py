@@ -12,6 +12,7 @@ from typing import Any
 from . import metrics, optim
 from .config import SUMMARIES
 from .errors import InputError
+from .fast.layers import BITS
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob, knobs_of
 from .model import BATCH_SIZE, BUDGET
@@ -74,8 +75,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model", help="a directory, a hub id, or a name in weights/ (default: the one that ships)"
     )
-    add("--bits", type=int, choices=(32, 16, 8), help="of a weight in a product (default: 16 if no "
-        "weight loses a digit by it, else 32); in 8, activations are rounded, too")  # fmt: skip
+    add(
+        "--bits", type=int, choices=list(map(int, BITS)), help="of a weight in a product (default: "
+        "16 if no weight loses a digit by it, else 32); in 8, activations are rounded, too",
+    )  # fmt: skip
     add("--full", action="store_true", help="nothing adaptive: every layer runs")
     names = ", ".join(MECHANISMS)
     add("--use", help=f"mechanisms to switch on, by commas, of {names} (default: all it carries)")

@@ -1,5 +1,7 @@
 """What decides in a pass: the compiled questions against their definitions, over drawn shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import offsets_strategy, seeds
@@ -91,3 +93,18 @@ def test_rows_that_stay(seed, offsets, ranks, keep):
     for layer in (1, 2):
         mine = fast.stays(layer, received, offsets, run, keep)
         np.testing.assert_array_equal(mine, reference.stays(layer, received, offsets, run, keep))
+
+
+def test_names_that_are_unknown_are_refused_as_by_the_reference():
+    fast, reference, config = both(np.random.default_rng(0))
+    a, p, x = np.ones((1, 3), np.float32), np.ones(1, np.float32), np.ones((2, 36), np.float32)
+    offsets, run = np.array([0, 2]), np.ones(1, bool)
+    tokens = config.mechanisms | {"tokens": TokenGates(4, "odd")}
+    for layers in (fast, reference):
+        with pytest.raises(InputError, match="bound is 'loose'; there are"):
+            layers.margin(a, p, 1, "loose")
+        layers.config = replace(config, summary="max", mechanisms=tokens)
+        with pytest.raises(InputError, match="summary is 'max'; there are"):
+            layers.summary(x, offsets)
+        with pytest.raises(InputError, match="ranks is 'odd'; there are"):
+            layers.stays(1, x[:, 0], offsets, run, 1.0)

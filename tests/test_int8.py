@@ -121,6 +121,9 @@ def test_the_model_that_ships_answers_alike():
         pairs = list(zip(full(REVIEWS, use=use), eight(REVIEWS, use=use), strict=True))
         assert all(a.label == b.label for a, b in pairs)
         assert max(abs(a.score - b.score) for a, b in pairs) < 0.2
+    for model in (full, eight):  # infer asks this before it says that it will compile
+        assert jit.is_compiled(model.layers.KERNEL) == jit.is_kept()
+    assert full.layers.KERNEL != eight.layers.KERNEL
     plain = run("infer", "--bits", 8, "--json", REVIEWS[0])
     assert f'"label": "{eight(REVIEWS[0]).label}"' in plain.stdout, plain.stderr
 

@@ -25,8 +25,8 @@ from .limits import limits
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m minidact.bench",
-        description="Times of minidact, of PyTorch and ONNX Runtime where they are installed, and "
-        "of the machine's limits.",
+        description="Times of minidact, of PyTorch, ONNX Runtime and OpenVINO where they are "
+        "installed, and of the machine's limits.",
     )
     add = p.add_argument
     add("--json", action="store_true", help="print one JSON object")

@@ -5,6 +5,7 @@ its users would for speed on a CPU: texts padded to the longest of a batch, infe
 way to eight bits. All run the same network from the same directory, a model with halting in full.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -185,16 +186,10 @@ class OpenVino(Exported):
         self.compiled = openvino.compile_model(model, "CPU", how)
 
     def _quantised(self, model):
-        """Its scales are found on 128 texts: those of calibration.json, or random ones."""
-        import json
-
+        """Its scales are found on the texts in calibration.json (workers.py writes it)."""
         import nncf
 
-        texts, file = [], self.path.with_name("calibration.json")
-        if file.exists():
-            texts = json.loads(file.read_text())
-        rng = np.random.default_rng(0)
-        texts = texts or [rng.integers(1000, 30_000, n).tolist() for n in rng.integers(5, 60, 128)]
+        texts = json.loads(self.path.with_name("calibration.json").read_text())
         samples = nncf.Dataset([self.prepare([text]) for text in texts])
         return nncf.quantize(model, samples, model_type=nncf.ModelType.TRANSFORMER)
 

@@ -8,19 +8,17 @@ import numpy as np
 
 from .. import bert
 from ..config import Config
+from ..errors import known
 from ..mechanisms import dact, planning, token_gates
 from ..ragged import Batch
 from . import kernels
-from .gemm import PANEL, aligned, multiply, pack
+from .gemm import PANEL, multiply, panels_of_rows, starts_of
 from .jit import jit
 from .special import exp
 
 F = np.float32
 FLOOR = F(dact.CONFIDENCE_FLOOR)
 OPEN = F(token_gates.OPEN)
-TABLES = [
-    f"bert.embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")
-]
 
 
 class Decisions:
@@ -29,7 +27,7 @@ class Decisions:
     def __init__(self, params: dict, config: Config):
         """params: float32 arrays by name, as network.shapes(config) lists them."""
         self.params, self.config = params, config
-        self.tables = [params[name] for name in TABLES]
+        self.tables = [params[name] for name in bert.TABLES]
         at = "bert.embeddings.LayerNorm"
         self.norm = (params[f"{at}.weight"], params[f"{at}.bias"], F(config.layer_norm_eps))
         layers, parts = config.num_hidden_layers, ("trunk", "classifier", "halting")
@@ -42,15 +40,10 @@ class Decisions:
         """A small network: its first matrix and bias in panels, the others as they are."""
         first, *others = parts
         w, b = self.params[f"{name}.{first}.weight"], self.params[f"{name}.{first}.bias"]
-        count = -(-len(w) // PANEL)
-        panels = aligned(count * w.shape[1] * PANEL).reshape(count, w.shape[1], PANEL)
-        pack(w, panels)
-        starts = np.zeros(count * PANEL, np.float32)
-        starts[: len(b)] = b
         rest = [
             self.params[f"{name}.{part}.{kind}"] for part in others for kind in ("weight", "bias")
         ]
-        return panels, starts.reshape(count, PANEL), *rest
+        return panels_of_rows(w), starts_of(b), *rest
 
     def embed(self, batch: Batch):
         """bert.embeddings_forward: token ids -> x (T, C)."""
@@ -61,7 +54,7 @@ class Decisions:
 
     def summary(self, x, offsets):
         """bert.summary_forward: x (T, C) -> s (B, C)."""
-        if self.config.summary == "cls":
+        if known("summary", self.config.summary, bert.ROWS) == "cls":
             return x[offsets[:-1]]
         s = np.empty((len(offsets) - 1, x.shape[1]), np.float32)
         kernels.mean_rows(x, offsets, s)
@@ -84,14 +77,15 @@ class Decisions:
     def margin(self, a, p, left: int, bound: str):
         """dact.margin and dact.lead of a (B, Y), p (B,) -> (B,), (B,) float64."""
         margin, lead = np.empty((2, len(a)))
-        _margin(a, p, left, bound == "paper", margin, lead)
+        _margin(a, p, left, known("bound", bound, dact.BOUNDS) == "paper", margin, lead)
         return margin, lead
 
     def stays(self, layer: int, received, offsets, run, keep: float):
         """token_gates.stays, of sentences in run (B,) bool -> (T,) bool."""
         shape, gates = self.config.mechanisms["tokens"], self.params[token_gates.NAME][layer - 1]
+        relative = known("ranks", shape.ranks, token_gates.RANKS) == "relative"
         out = np.empty(len(received), np.bool_)
-        _stays(received, offsets, run, gates, shape.ranks == "relative", keep, out)
+        _stays(received, offsets, run, gates, relative, keep, out)
         return out
 
 

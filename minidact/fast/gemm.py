@@ -326,7 +326,7 @@ def linear_packed(x, panels, starts, gelu, out):
 
 
 @jit()
-def _starts(b):
+def starts_of(b):
     """Returns a bias b (O,) as one row per panel, (P, PANEL), padded with 0."""
     starts = np.zeros((len(b) + PANEL - 1) // PANEL * PANEL, np.float32)
     starts[: len(b)] = b
@@ -336,14 +336,14 @@ def _starts(b):
 @jit()
 def _linear(x, w, b, out):
     """Computes out (T, O) = x (T, I) w' + b for a weight w (O, I) that is not packed yet."""
-    linear_packed(x, _pack_rows(w), _starts(b), len(x) < 0, out)
+    linear_packed(x, _pack_rows(w), starts_of(b), len(x) < 0, out)
 
 
 @jit()
 def _product(a, b, out):
     """Computes out (M, N) = a (M, K) b (K, N)."""
     none = np.zeros(b.shape[1], np.float32)
-    linear_packed(a, _pack_columns(b), _starts(none), len(a) < 0, out)
+    linear_packed(a, _pack_columns(b), starts_of(none), len(a) < 0, out)
 
 
 def pack(w, panels):

@@ -46,7 +46,7 @@ from numba.extending import intrinsic
 from .. import ops
 from ..errors import known
 from . import tile
-from .gemm import address, blocks_of, multiply_add, share_of
+from .gemm import address, blocks_of, multiply_add, share_of, starts_of
 from .jit import HOST, WIDTH, jit
 from .tile import AHEAD, PANEL, TILE
 
@@ -278,10 +278,6 @@ def pack(w, b, panels, columns):
     padded[: len(p), : p.shape[1]] = p
     grouped = padded.reshape(count, PANEL, steps, GROUP).transpose(0, 2, 1, 3)
     panels[:] = grouped.reshape(panels.shape)
-    columns[:] = 0
     start = -SHIFT * padded.sum(1, dtype=np.int32)
     columns[:, 0] = start.view(np.float32).reshape(count, PANEL)
-    for place, vector in ((1, r), (2, b)):
-        padded_vector = np.zeros(count * PANEL, np.float32)
-        padded_vector[: len(vector)] = vector
-        columns[:, place] = padded_vector.reshape(count, PANEL)
+    columns[:, 1], columns[:, 2] = starts_of(r), starts_of(b)

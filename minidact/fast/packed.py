@@ -15,7 +15,7 @@ from .. import bert
 from ..config import Config
 from . import kernels
 from .decisions import Decisions
-from .gemm import PANEL, aligned, linear_packed, pack
+from .gemm import PANEL, aligned, linear_packed, pack, starts_of
 from .jit import HALVES, jit
 
 
@@ -25,6 +25,8 @@ class Encoder(Decisions):
     The weights may be packed in 16 bits, if the processor itself can widen them.
     """
 
+    KERNEL = "packed._layer"  # what jit.is_compiled is asked about
+
     def __init__(self, params: dict, config: Config, halves: bool = True):
         """params: float32 arrays under Hugging Face's names, as bert.shapes(config) lists them.
 
@@ -32,7 +34,7 @@ class Encoder(Decisions):
         """
         super().__init__(params, config)
         c, f, layers = config.hidden_size, config.intermediate_size, range(config.num_hidden_layers)
-        weights = [matrices(params, f"bert.encoder.layer.{n}") for n in layers]
+        weights = [of_products(params, f"bert.encoder.layer.{n}", "weight") for n in layers]
         with np.errstate(over="ignore"):  # a weight too large for float16 fails the comparison
             halved = [[w.astype(np.float16) for w in layer] for layer in weights]
         pairs = [zip(ws, hs, strict=True) for ws, hs in zip(weights, halved, strict=True)]
@@ -74,14 +76,17 @@ class Encoder(Decisions):
         return _layer(x, offsets, self.panels[n], self.vectors[n], heads, eps, workspace)
 
 
-QKV = [f"attention.self.{name}" for name in bert.QKV]
+# a layer's products, in the order of their use; the first is query, key and value in one
+PRODUCTS = (
+    [f"attention.self.{name}" for name in bert.QKV],
+    ["attention.output.dense"], ["intermediate.dense"], ["output.dense"],
+)  # fmt: skip
 
 
-def matrices(params, at):
-    """Returns a layer's four weight matrices; the first is query, key and value in one."""
-    names = ("attention.output.dense", "intermediate.dense", "output.dense")
-    qkv = np.concatenate([params[f"{at}.{name}.weight"] for name in QKV])
-    return [qkv, *(params[f"{at}.{name}.weight"] for name in names)]
+def of_products(params, at, kind):
+    """Returns a layer's four weight matrices, or their four biases; kind: "weight" or "bias"."""
+    groups = [[params[f"{at}.{name}.{kind}"] for name in names] for names in PRODUCTS]
+    return [np.concatenate(group) if len(group) > 1 else group[0] for group in groups]
 
 
 def _vectors(params, at):
@@ -89,18 +94,9 @@ def _vectors(params, at):
 
     The biases are padded with 0 to whole panels.
     """
-    parts: list[np.ndarray] = []
-    for names, norm in (
-        (QKV, None),
-        (["attention.output.dense"], "attention.output.LayerNorm"),
-        (["intermediate.dense"], None),
-        (["output.dense"], "output.LayerNorm"),
-    ):
-        bias = np.concatenate([params[f"{at}.{name}.bias"] for name in names])
-        parts += bias, np.zeros(panels_for(len(bias)) * PANEL - len(bias), np.float32)
-        if norm:
-            parts += params[f"{at}.{norm}.weight"], params[f"{at}.{norm}.bias"]
-    return np.concatenate(parts)
+    qkv, mixed, wide, out = (starts_of(b).ravel() for b in of_products(params, at, "bias"))
+    after_attention, after_all = norms(params, at).reshape(2, -1)
+    return np.concatenate([qkv, mixed, after_attention, wide, out, after_all])
 
 
 def norms(params, at):

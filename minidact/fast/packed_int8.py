@@ -13,11 +13,13 @@ from . import int8, kernels, special
 from .decisions import Decisions
 from .gemm import PANEL, aligned
 from .jit import jit
-from .packed import QKV, matrices, norms, panels_for
+from .packed import norms, of_products, panels_for
 
 
 class EncoderInt8(Decisions):
     """The packed layers of a model in eight bits. Nothing changes them: threads may share them."""
+
+    KERNEL = "packed_int8._layer"  # as packed.Encoder's
 
     def __init__(self, params: dict, config: Config):
         """params: float32 arrays under Hugging Face's names, as bert.shapes(config) lists them."""
@@ -27,7 +29,7 @@ class EncoderInt8(Decisions):
 
     def _packed(self, params, at):
         """A layer's panels, columns and layer norms, each end to end in the order of their use."""
-        weights, biases = matrices(params, at), vectors(params, at)
+        weights, biases = (of_products(params, at, kind) for kind in ("weight", "bias"))
         shapes = [(panels_for(len(w)), int8.depth_of(w.shape[1])) for w in weights]
         panels = aligned(sum(p * d for p, d in shapes) * PANEL // 4).view(np.int8)
         columns = np.empty((sum(p for p, _ in shapes), 3, PANEL), np.float32)
@@ -53,12 +55,6 @@ class EncoderInt8(Decisions):
         """Runs layer n on a ragged batch, as packed.Encoder.layer does."""
         heads, eps = self.config.num_attention_heads, np.float32(self.config.layer_norm_eps)
         return _layer(x, offsets, *self.layers[n], heads, eps, workspace)
-
-
-def vectors(params, at):
-    """A layer's four biases, as `matrices` orders the weights."""
-    names = (QKV, ["attention.output.dense"], ["intermediate.dense"], ["output.dense"])
-    return [np.concatenate([params[f"{at}.{name}.bias"] for name in group]) for group in names]
 
 
 @jit()
