@@ -273,5 +273,4 @@ def _clean(text: str) -> str:
 def to_batch(sentences: Sequence[Encoded]) -> Batch:
     """Returns the encoded texts as one ragged batch."""
     ids, offsets = ragged.concatenate([s.ids for s in sentences])
-    segments, _ = ragged.concatenate([s.segments for s in sentences])
-    return Batch(ids, segments, offsets)
+    return Batch(ids, np.concatenate([s.segments for s in sentences]), offsets)

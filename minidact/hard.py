@@ -120,27 +120,33 @@ class _Pass:
         count, depth = len(batch.offsets) - 1, self.config.num_hidden_layers
         self.all_lengths = ragged.lengths(batch.offsets)
         self.workspace = layers.workspace(batch.offsets)
-        # the rows alive (T') and their sentences (B'): summary, answer, doubt
+        # the rows alive (T'), and of their sentences (B'): answer, doubt, sum of the rows dropped
         self.x = layers.embed(batch)
         dtype, labels = self.x.dtype, self.config.num_labels
         self.offsets, self.alive = batch.offsets, np.arange(count)
         self.place, self.received = np.arange(len(self.x)), np.zeros(len(self.x), dtype)
         self.a, self.p = np.zeros((count, labels), dtype), np.ones(count, dtype)
-        # of all sentences (B): the sum of the rows dropped, and what heads said, for rules that ask
-        self.dropped = np.zeros((count if self.gates else 0, self.config.hidden_size), dtype)
-        said = depth if self.halting and not self.rule.averages else 0
-        self.y, self.h = np.zeros((said, count, labels), dtype), np.ones((said, count), dtype)
-        # what is reported
+        self.counts_all = self.gates and not token_gates.counts_what_is_left(self.gates.pool)
+        self.counts_all = self.counts_all and self.config.summary == "mean"
+        self.dropped = np.zeros((count, self.config.hidden_size if self.counts_all else 0), dtype)
+        # what is reported of all sentences (B)
         self.answer = np.zeros((count, labels), dtype)
         self.asked = {name: np.zeros(count, int) for name in self.config.mechanisms}
-        self.lengths, self.stayed = np.zeros((count, depth), int), np.full(len(self.x), depth)
-        self.so_far = np.full((count, depth, labels), np.nan)
-        self.doubts, self.margins = np.full((2, count, depth), np.nan)
+        self.lengths, self.stayed = np.zeros((depth, count), int), np.full(len(self.x), depth)
+        self.so_far = np.full((depth, count, labels), np.nan, dtype)
+        self.h = np.ones((depth, count), dtype)
+        self.doubts, self.margins = np.full((2, depth, count), np.nan)
         self.s: Any = self._summary() if self.planning else None
         self.path: Any = None
         if self.planning and not planning.is_stepwise(self.planning.planner):
             self.path = layers.planner(planning.PATH, self.s)
             self.asked["planning"] += 1
+
+    def _who(self, run=None) -> Any:
+        """Where the report has the sentences in run. Of all of them: a slice, which is quicker."""
+        if run is not None:
+            return self.alive[run]
+        return self.alive if len(self.alive) < len(self.answer) else slice(None)
 
     def plan(self, layer: int):
         """1. Which of the sentences alive include the layer."""
@@ -162,27 +168,25 @@ class _Pass:
         keep = self.layers.stays(layer, self.received, self.offsets, asked, self.knobs.keep)
         if keep.all():
             return
-        gone, n = np.flatnonzero(~keep), ragged.lengths(self.offsets)
-        losers, first = np.unique(np.repeat(self.alive, n)[gone], return_index=True)
-        self.dropped[losers] += np.add.reduceat(self.x[gone], first)
-        self.stayed[self.place[gone]] = layer
+        self.stayed[self.place[~keep]] = layer
+        if self.counts_all:
+            self.layers.add_dropped(self.x, self.offsets, keep, self.dropped)
         rows, self.offsets = ragged.thin(self.offsets, keep)
         self._take(rows)
 
     def run_layer(self, layer: int, run):
         """3. The layer, on the rows of the sentences in run and on no other."""
         rows: Any = slice(None)
-        offsets, ran = self.offsets, self.alive
+        offsets = self.offsets
         if run is not None:
             rows, offsets = ragged.select(self.offsets, run)
-            ran = ran[run]
         x = self.x[rows]
         received = self.layers.layer(layer, x, offsets, self.workspace)  # changes x
         if self.gates:
             self.received[rows] = received if received.ndim == 1 else received.sum(0)
         if run is not None:  # else x is self.x
             self.x[rows] = x
-        self.lengths[ran, layer] = ragged.lengths(offsets)
+        self.lengths[layer, self._who(run)] = ragged.lengths(offsets)
         if self.halting or self.planning:
             self.s = self._summary()
 
@@ -191,49 +195,46 @@ class _Pass:
         if not self.halting:
             return
         ran: Any = slice(None) if run is None else run
-        who, left = self.alive[ran], self.config.num_hidden_layers - layer - 1
-        if len(who):
-            y, h = self.layers.unit(layer, self.s[ran])
-            a, self.p[ran] = dact.accumulate_step(self.a[ran], self.p[ran], y, h)
-            self.a[ran] = self.so_far[who, layer] = a if self.rule.averages else y
+        who, left = self._who(run), self.config.num_hidden_layers - layer - 1
+        if run is None or run.any():
+            y, h, a, p = self.layers.unit(layer, self.s[ran], self.a[ran], self.p[ran])
+            self.a[ran] = self.so_far[layer, who] = a if self.rule.averages else y
+            self.p[ran], self.h[layer, who] = p, h
             self.asked["halting"][who] += 1
-        margin: Any = None
-        lead: Any = None
         if self.rule.averages:
             # of those that left the layer out, too: there is one less to change their answer
             margin, lead = self.layers.margin(self.a, self.p, left, self.knobs.bound)
-            self.doubts[who, layer], self.margins[who, layer] = self.p[ran], margin[ran]
-        elif len(who):
-            self.y[layer, who], self.h[layer, who] = y, h
-        if "halting" not in self.knobs.use:
-            return
-        said = (slice(layer + 1), self.alive)
-        at = getattr(self.knobs, self.rule.set_by)
-        now = exits.Known(self.y[said], self.h[said], margin, lead)
-        stops = self.rule.stop(now, self.rule.knob.usual if at is None else at)
-        if stops.any():
-            self._leave(stops)
+            self.doubts[layer, who], self.margins[layer, who] = self.p[ran], margin[ran]
+            now = exits.Known(None, None, margin, lead)
+        else:
+            said = (slice(layer + 1), self._who())
+            now = exits.Known(self.so_far[said], self.h[said], None, None)
+        if "halting" in self.knobs.use:
+            at = getattr(self.knobs, self.rule.set_by)
+            self._leave(self.rule.stop(now, self.rule.knob.usual if at is None else at))
 
     def _leave(self, stops):
+        if not np.count_nonzero(stops):
+            return
         self.answer[self.alive[stops]] = self.a[stops]
         going = ~stops
         rows, self.offsets = ragged.select(self.offsets, going)
         self._take(rows)
-        self.alive, self.s, self.a, self.p = (
-            v[going] for v in (self.alive, self.s, self.a, self.p)
-        )
+        state = (self.alive, self.s, self.a, self.p, self.dropped)
+        self.alive, self.s, self.a, self.p, self.dropped = (v[going] for v in state)
 
     def answers(self) -> Answers:
         config, calc = self.config, self.calc
-        self.answer[self.alive] = self.a
+        self.answer[self._who()] = self.a
         if has_classifier(config):
             self.answer, _ = bert.classifier_forward(self.params, config, self._summary(), calc)
             if config.problem_type != "regression":
                 self.answer, _ = calc.softmax_forward(self.answer)
+        lengths = self.lengths.T
         return Answers(
-            self.answer, self.lengths > 0, self.lengths, self.stayed,
-            macs(config, self.lengths, self.asked), full_macs(config, self.all_lengths),
-            self.so_far, self.doubts, self.margins,
+            self.answer, lengths > 0, lengths, self.stayed,
+            macs(config, lengths, self.asked), full_macs(config, self.all_lengths),
+            self.so_far.swapaxes(0, 1), self.doubts.T, self.margins.T,
         )  # fmt: skip
 
     def _take(self, rows):
@@ -242,9 +243,7 @@ class _Pass:
     def _summary(self):
         """(B', C): [CLS] rows, or means of the rows as the token gates' `pool` counts them."""
         s = self.layers.summary(self.x, self.offsets)
-        if self.config.summary != "mean" or not self.gates:
-            return s
-        if token_gates.counts_what_is_left(self.gates.pool):
+        if not self.counts_all:
             return s
         n, whole = ragged.lengths(self.offsets)[:, None], self.all_lengths[self.alive][:, None]
-        return (s * n.astype(s.dtype) + self.dropped[self.alive]) / whole.astype(s.dtype)
+        return (s * n.astype(s.dtype) + self.dropped) / whole.astype(s.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import threading
 import time
@@ -259,28 +260,31 @@ class Model:
         return answers
 
     def _prediction(self, text, pair, sentence, stayed, answers: Answers, i, ms) -> Prediction:
-        labels, ran = self.config.id2label, np.flatnonzero(answers.layers_run[i])
-        best = int(answers.probs[i].argmax())
+        labels, probs = self.config.id2label, answers.probs[i].tolist()
+        ran = np.flatnonzero(answers.layers_run[i]).tolist()
+        best = probs.index(max(probs))
 
-        def named(values) -> dict[str, float]:
-            return {label: float(value) for label, value in zip(labels, values, strict=True)}
+        def named(values: list[float]) -> dict[str, float]:
+            return dict(zip(labels, values, strict=True))
 
-        def known(value) -> float | None:
-            return None if np.isnan(value) else float(value)
+        def known(value: float) -> float | None:
+            return None if math.isnan(value) else value
 
-        seen = zip(answers.so_far[i], answers.doubts[i], answers.margins[i], strict=True)
+        of_layers = (answers.so_far, answers.doubts, answers.margins)
+        seen = zip(*(values[i].tolist() for values in of_layers), strict=True)
         steps = [(named(answer), known(p), known(margin)) for answer, p, margin in seen]
+        lengths = answers.lengths[i].tolist()
         speaks = any(MECHANISMS[name].answers for name in self.config.mechanisms)
         return Prediction(
             text=text,
             text_pair=pair,
             label=labels[best],
-            score=float(answers.probs[i, best]),
-            probs=named(answers.probs[i]),
+            score=probs[best],
+            probs=named(probs),
             num_layers=self.config.num_hidden_layers,
-            layers_run=ran.tolist(),
+            layers_run=ran,
             tokens=len(sentence.ids),
-            tokens_per_layer=answers.lengths[i, ran].tolist(),
+            tokens_per_layer=[lengths[n] for n in ran],
             macs=int(answers.macs[i]),
             macs_full=int(answers.macs_full[i]),
             ms=ms,

@@ -83,7 +83,7 @@ def layer_macs(config: Config, n):
     Four C x C products, two C x F, two n x n x C.
     """
     c, f = config.hidden_size, config.intermediate_size
-    return n * (4 * c * c + 2 * c * f) + 2 * n * n * c
+    return n * (4 * c * c + 2 * c * f + 2 * c * n)
 
 
 def classifier_macs(config: Config) -> int:
@@ -106,7 +106,9 @@ def macs(config: Config, lengths, asked):
 
 def full_macs(config: Config, n):
     """The same for sentences of n (B,) tokens with no mechanism in use, (B,)."""
-    layers = config.num_hidden_layers
-    every_layer = np.full(len(n), layers)
-    asked = {name: every_layer for name in config.mechanisms if MECHANISMS[name].answers}
-    return macs(config, np.repeat(n[:, None], layers, 1), asked)
+    each = layer_macs(config, n)
+    for name, shape in config.mechanisms.items():
+        if MECHANISMS[name].answers:
+            each = each + MECHANISMS[name].macs(shape, config.sizes)
+    total = config.num_hidden_layers * each
+    return total + classifier_macs(config) if has_classifier(config) else total

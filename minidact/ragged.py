@@ -30,8 +30,8 @@ def concatenate(sentences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray
 
     sentences: an array (n_b, ...) for each sentence, at least one.
     """
-    lengths = [len(sentence) for sentence in sentences]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = np.zeros(len(sentences) + 1, np.int64)
+    np.cumsum([len(sentence) for sentence in sentences], out=offsets[1:])
     return np.concatenate(sentences), offsets
 
 

@@ -53,9 +53,15 @@ def test_units(seed, rows, sees, trunk):
     rng = np.random.default_rng(seed)
     fast, reference, config = both(rng, sees=sees, trunk=trunk)
     s = rng.standard_normal((rows, config.hidden_size)).astype(np.float32) * 3
+    a = rng.dirichlet(np.ones(config.num_labels), rows).astype(np.float32)
+    p = rng.random(rows).astype(np.float32)
     for layer in range(3):
-        for mine, theirs in zip(fast.unit(layer, s), reference.unit(layer, s), strict=True):
+        known = (a.copy(), p.copy())
+        both_say = zip(fast.unit(layer, s, *known), reference.unit(layer, s, a, p), strict=True)
+        for mine, theirs in both_say:
             close(mine, theirs)
+        np.testing.assert_array_equal(known[0], a)  # what was known is not changed
+        np.testing.assert_array_equal(known[1], p)
 
 
 @given(seeds, st.integers(1, 9), st.sampled_from(["steps", "path"]))
@@ -93,6 +99,20 @@ def test_rows_that_stay(seed, offsets, ranks, keep):
     for layer in (1, 2):
         mine = fast.stays(layer, received, offsets, run, keep)
         np.testing.assert_array_equal(mine, reference.stays(layer, received, offsets, run, keep))
+
+
+@given(seeds, offsets_strategy(4, 12))
+def test_rows_that_are_dropped(seed, offsets):
+    rng = np.random.default_rng(seed)
+    fast, reference, config = both(rng)
+    x = rng.standard_normal((offsets[-1], config.hidden_size)).astype(np.float32)
+    keep, sums = rng.random(len(x)) < 0.5, rng.standard_normal((2, len(offsets) - 1, x.shape[1]))
+    mine, theirs = sums[0].astype(np.float32), sums[0].astype(np.float32)
+    fast.add_dropped(x, offsets, keep, mine)
+    reference.add_dropped(x, offsets, keep, theirs)
+    close(mine, theirs)
+    rows = [x[lo:hi][~keep[lo:hi]] for lo, hi in zip(offsets, offsets[1:], strict=False)]
+    close(theirs - sums[0].astype(np.float32), np.array([r.sum(0) for r in rows], np.float32))
 
 
 def test_names_that_are_unknown_are_refused_as_by_the_reference():

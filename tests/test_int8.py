@@ -49,11 +49,11 @@ def test_whole_numbers_are_numpys(seed, rows, inputs, outputs):
     np.testing.assert_array_equal(q[:, :inputs].astype(int) - int8.SHIFT, numbers)
     np.testing.assert_array_equal(scales, expected_scales)
     panels, columns = packed(w, b)
-    int8.linear_packed(q, scales, panels, columns, out)
+    int8.linear_packed(q, scales, panels, columns, False, out)
     np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
     # with scales of 1 and no bias, the sums themselves; they are below 2^24 here
     columns[:, 1], columns[:, 2] = 1, 0
-    int8.linear_packed(q, np.ones_like(scales), panels, columns, out)
+    int8.linear_packed(q, np.ones_like(scales), panels, columns, False, out)
     np.testing.assert_array_equal(out, sums)
 
 

@@ -47,9 +47,9 @@ class Decisions:
 
     def embed(self, batch: Batch):
         """bert.embeddings_forward: token ids -> x (T, C)."""
-        bert.check_ids(self.config, batch)
         x = np.empty((len(batch.ids), self.config.hidden_size), np.float32)
-        _embed(*batch, *self.tables, *self.norm, x)
+        if not _embed(*batch, *self.tables, *self.norm, x):
+            bert.check_ids(self.config, batch)  # says which
         return x
 
     def summary(self, x, offsets):
@@ -67,12 +67,14 @@ class Decisions:
         _planner(s, panels, starts, w, b, pi)
         return pi
 
-    def unit(self, layer: int, s):
-        """dact.unit_forward: s (B, C) -> y (B, Y), h (B,)."""
-        panels, starts, w_y, b_y, w_h, b_h = self.units[layer]
-        y, h = np.empty((len(s), len(w_y)), np.float32), np.empty(len(s), np.float32)
-        _unit(s, panels, starts, w_y, b_y, w_h, b_h, y, h)
-        return y, h
+    def unit(self, layer: int, s, a, p):
+        """dact.unit_forward of s (B, C) -> y (B, Y), h (B,), and accumulate_step's a, p with them.
+
+        a (B, Y), p (B,): before the layer.
+        """
+        y, h, a, p = np.empty_like(a), np.empty_like(p), a.copy(), p.copy()
+        _unit(s, *self.units[layer], y, h, a, p)
+        return y, h, a, p
 
     def margin(self, a, p, left: int, bound: str):
         """dact.margin and dact.lead of a (B, Y), p (B,) -> (B,), (B,) float64."""
@@ -88,6 +90,10 @@ class Decisions:
         _stays(received, offsets, run, gates, relative, keep, out)
         return out
 
+    def add_dropped(self, x, offsets, keep, sums):
+        """Adds the rows of x (T, C) that are not in keep (T,) to their sentences' sums (B, C)."""
+        _add_dropped(x, offsets, keep, sums)
+
 
 @jit()
 def _embed_row(word, place, kind, gamma, beta, eps, x):
@@ -100,10 +106,15 @@ def _embed_row(word, place, kind, gamma, beta, eps, x):
 
 @jit()
 def _embed(ids, segments, offsets, words, places, kinds, gamma, beta, eps, x):
+    """False if an id or a segment has no row in its table."""
+    for t in range(len(ids)):
+        if ids[t] >= len(words) or segments[t] >= len(kinds):
+            return False
     for b in range(len(offsets) - 1):
         for t in range(offsets[b], offsets[b + 1]):
             place = places[t - offsets[b]]
             _embed_row(words[ids[t]], place, kinds[segments[t]], gamma, beta, eps, x[t])
+    return True
 
 
 @jit()
@@ -152,7 +163,7 @@ def _softmax_row(y):
 
 
 @jit()
-def _unit(s, panels, starts, w_y, b_y, w_h, b_h, y, h):
+def _unit(s, panels, starts, w_y, b_y, w_h, b_h, y, h, a, p):
     t, width = _hidden(s, panels, starts), w_y.shape[1]
     for r in range(len(s)):
         t_r, y_r = t[r, :width], y[r]
@@ -168,6 +179,9 @@ def _unit(s, panels, starts, w_y, b_y, w_h, b_h, y, h):
                 top = max(top, y_r[k])
             g += w_h[0, width] * np.log(max(F(1.0) - top, FLOOR))
         h[r] = _sigmoid(g)
+        for k in range(len(y_r)):
+            a[r, k] = p[r] * y_r[k] + (F(1.0) - p[r]) * a[r, k]
+        p[r] *= h[r]
 
 
 @jit()
@@ -186,6 +200,17 @@ def _margin(a, p, left, paper, margin, lead):
             margin[r] = top * kept - (second + doubt * left)
         else:
             margin[r] = lead[r] * kept - (1.0 - kept)
+
+
+@jit()
+def _add_dropped(x, offsets, keep, sums):
+    for b in range(len(sums)):
+        sum_b = sums[b]
+        for t in range(offsets[b], offsets[b + 1]):
+            if not keep[t]:
+                row = x[t]
+                for c in range(len(row)):
+                    sum_b[c] += row[c]
 
 
 @jit()

@@ -301,12 +301,16 @@ def _product_of_columns(a, b, out, total):
 
 
 @jit()
-def _gelu_block(x, rows, first):
+def gelu_block(x, rows, first):
     """Applies GELU in place to x's rows rows[0] : rows[1], in PANEL columns from `first` on."""
     for r in range(rows[0], rows[1]):
         x_r = x[r, first : first + PANEL]
-        for c in range(min(PANEL, len(x_r))):
-            x_r[c] = special.gelu(x_r[c])
+        if len(x_r) == PANEL:
+            for c in range(PANEL):  # the compiler knows this length: whole vectors
+                x_r[c] = special.gelu(x_r[c])
+        else:
+            for c in range(len(x_r)):
+                x_r[c] = special.gelu(x_r[c])
 
 
 @jit(parallel=True)
@@ -322,7 +326,7 @@ def linear_packed(x, panels, starts, gelu, out):
         i = first // PANEL
         multiply(x[lo:hi, :depth], panels[i], starts[i], out[lo:hi, first:last])
         if gelu:  # now, while these numbers are still in the cache
-            _gelu_block(out, (lo, hi), first)
+            gelu_block(out, (lo, hi), first)
 
 
 @jit()

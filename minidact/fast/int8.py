@@ -46,7 +46,7 @@ from numba.extending import intrinsic
 from .. import ops
 from ..errors import known
 from . import tile
-from .gemm import address, blocks_of, multiply_add, share_of, starts_of
+from .gemm import address, blocks_of, gelu_block, multiply_add, share_of, starts_of
 from .jit import HOST, WIDTH, jit
 from .tile import AHEAD, PANEL, TILE
 
@@ -199,21 +199,24 @@ def _call_tile(rows, a, a_row, panel, steps, columns, scales, c, c_row, ahead, a
 
 
 @jit()
-def multiply(q, scales, panel, columns, c):
-    """Computes c (rows, columns <= PANEL) from q (rows, depth), scales (rows,) and a panel.
+def multiply(q, scales, panel, columns, gelu, rows, first, out):
+    """Computes out[rows[0] : rows[1], first : first + PANEL] from q, scales and a panel.
 
-    panel (depth / GROUP, PANEL * GROUP) int8; columns (3, PANEL) float32, as pack makes them.
+    q (T, depth), scales (T,), panel (depth / GROUP, PANEL * GROUP) int8; columns (3, PANEL)
+    float32, as pack makes them; out (T, O) float32. gelu: its GELU, tile by tile, while the tile is
+    still in the cache.
     """
-    rows, steps, width = len(q), len(panel), c.shape[1]
+    (begin, end), steps, width = rows, len(panel), min(PANEL, out.shape[1] - first)
     spare = np.empty((TILE, PANEL), np.float32)  # for a panel that is not full
-    tiles = (rows + TILE - 1) // TILE
-    step = panel.strides[0]
-    q_at, panel_at, c_at, scales_at = address(q), address(panel), address(c), address(scales)
-    for i in range(tiles):
-        lo, hi = rows * i // tiles, rows * (i + 1) // tiles  # tiles of nearly the same height
-        to, to_row = address(spare), 4 * PANEL
-        if width == PANEL:
-            to, to_row = c_at + lo * c.strides[0], c.strides[0]
+    tiles = (end - begin + TILE - 1) // TILE
+    step, out_row = panel.strides[0], out.strides[0]
+    q_at, panel_at, scales_at = address(q), address(panel), address(scales)
+    out_at = address(out) + 4 * first
+    for i in range(tiles):  # of nearly the same height
+        lo = begin + (end - begin) * i // tiles
+        hi = begin + (end - begin) * (i + 1) // tiles
+        to, to_row = (out_at + lo * out_row, out_row) if width == PANEL else (
+            address(spare), 4 * PANEL)  # fmt: skip
         ahead = panel_at + step * (AHEAD if tiles == 1 else steps + steps * i // tiles)
         _call_tile(
             hi - lo, q_at + lo * q.strides[0], q.strides[0], panel_at, steps, address(columns),
@@ -222,7 +225,9 @@ def multiply(q, scales, panel, columns, c):
         if width < PANEL:
             for r in range(lo, hi):
                 for j in range(width):
-                    c[r, j] = spare[r - lo, j]
+                    out[r, first + j] = spare[r - lo, j]
+        if gelu:
+            gelu_block(out, (lo, hi), first)
 
 
 # ---------------------------------------------------------------------------- quantising
@@ -251,14 +256,17 @@ def quantise_row(x, q):
 
 
 @jit(parallel=True)
-def linear_packed(q, scales, panels, columns, out):
-    """Computes out (T, O) ~ x w' + b by all threads, from x quantised and w packed."""
+def linear_packed(q, scales, panels, columns, gelu, out):
+    """Computes out (T, O) ~ x w' + b, or its GELU if `gelu`, by all threads.
+
+    x is quantised as q and scales, w is packed as panels and columns.
+    """
     rows, outputs = out.shape
     blocks = blocks_of(len(panels), rows, q.shape[1] // 4)
     for task in prange(len(panels) * blocks):
-        lo, hi, first, last = share_of(task, len(panels), blocks, rows, outputs)
+        lo, hi, first, _ = share_of(task, len(panels), blocks, rows, outputs)
         i = first // PANEL
-        multiply(q[lo:hi], scales[lo:hi], panels[i], columns[i], out[lo:hi, first:last])
+        multiply(q, scales, panels[i], columns[i], gelu, (lo, hi), first, out)
 
 
 @jit()

@@ -40,9 +40,10 @@ class Reference:
         """s (B, C) -> pi (B, D)."""
         return planning.planner_forward(s, self.params, name, self.calc)[0]
 
-    def unit(self, layer: int, s):
-        """s (B, C) -> y (B, Y), h (B,)."""
-        return dact.unit_forward(s, self.params, dact.unit_name(layer), self.calc)[1:3]
+    def unit(self, layer: int, s, a, p):
+        """s (B, C), and a (B, Y), p (B,) before the layer -> y (B, Y), h (B,), and a, p after it."""
+        y, h = dact.unit_forward(s, self.params, dact.unit_name(layer), self.calc)[1:3]
+        return y, h, *dact.accumulate_step(a, p, y, h)
 
     def margin(self, a, p, left: int, bound: str):
         """a (B, Y), p (B,) -> by how much the top class is safe, and leads, (B,) each, float64."""
@@ -54,6 +55,11 @@ class Reference:
         how = (shape.bins, shape.ranks, keep)
         index = token_gates.bins_of(received, np.ones(len(received), bool), offsets, *how)
         return token_gates.stays(gates, index) | ~np.repeat(run, ragged.lengths(offsets))
+
+    def add_dropped(self, x, offsets, keep, sums):
+        """Adds the rows of x (T, C) that are not in keep (T,) to their sentences' sums (B, C)."""
+        sentence = np.repeat(np.arange(len(sums)), ragged.lengths(offsets))
+        np.add.at(sums, sentence[~keep], x[~keep])
 
     def workspace(self, offsets) -> None:
         """It needs none."""

