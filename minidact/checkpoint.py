@@ -8,12 +8,13 @@ ever read: a pickle can run code. Writing is strict, and to the side first, then
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from . import bert, network
@@ -21,13 +22,13 @@ from .config import Config
 from .errors import InputError, known
 from .files import make_directory, write_file
 from .mechanisms import MECHANISMS
+from .tensors import KINDS, Tensors, is_finite, open_tensors, release
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
 REQUIRED = FILES[:2]
 IGNORED = re.compile(r"bert\.embeddings\.position_ids|cls\.")  # an index; the pretraining heads
 CLASSIFIER = "classifier."
 POOLER = "bert.pooler."  # a model that halts has none; every backbone brings one
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 # ---------------------------------------------------------------------------- where
 
@@ -101,7 +102,7 @@ def _fetch(repository: str) -> Path:
 # ---------------------------------------------------------------------------- reading
 
 
-def load(name: str | os.PathLike | None) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
+def load(name: str | os.PathLike | None) -> tuple[Config, Tensors, Tokenizer]:
     """A whole model: config, float32 parameters for every name in network.shapes, tokenizer.
 
     Raises InputError for a directory that is not one, or whose parts do not fit each other.
@@ -112,7 +113,7 @@ def load(name: str | os.PathLike | None) -> tuple[Config, dict[str, np.ndarray],
     return config, params, read_tokenizer(path, config)
 
 
-def read_backbone(path: Path, config: Config, heads: bool) -> dict[str, np.ndarray]:
+def read_backbone(path: Path, config: Config, heads: bool) -> Tensors:
     """What a training may start from: embeddings, encoder, and of all else what is there.
 
     heads: also what depends on the labels, the classifier or a mechanism's answering heads.
@@ -149,36 +150,30 @@ def read_config(path: Path) -> Config:
 
 def read_params(
     path: Path, shapes: dict, optional: dict | None = None, others_allowed=False
-) -> dict[str, np.ndarray]:
+) -> Tensors:
     """model.safetensors as float32 arrays under our names, checked against tables of shapes."""
     file = path / "model.safetensors"
-    try:
-        entries = deserialize(file.read_bytes())
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} has no model.safetensors (other formats, such as pickles, are never read)"
-        ) from None
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is damaged or not a safetensors file: {error}") from None
-
-    params, unexpected, known = {}, [], shapes | (optional or {})
-    while entries:  # popped one by one, so that each raw copy is freed as its array is made
-        raw_name, entry = entries.pop()
+    mapped: dict[str, tuple[str, np.ndarray]] = {}
+    unexpected, known = [], shapes | (optional or {})
+    found, memory = open_tensors(file)
+    for raw_name, (kind, array) in found.items():
         name = our_name(raw_name)
-        if name in params:
+        if name in mapped:
             raise InputError(f"{file} holds {name} twice, under two names")
         if name in known:
-            params[name] = _array(entry, raw_name, known[name], file)
+            _check(kind, array, raw_name, known[name], file)
+            mapped[name] = (kind, array)
         elif not IGNORED.match(name) and not name.startswith(POOLER):
             unexpected.append(raw_name)
-    missing = [name for name in shapes if name not in params]
+    missing = [name for name in shapes if name not in mapped]
     if missing:
         raise InputError(f"{file} lacks {_listed(missing)}{_hint(missing)}")
     if unexpected and not others_allowed:
         raise InputError(
             f"{file} holds tensors that config.json gives no place: {_listed(unexpected)}"
         )
-    return params
+    release(memory)  # of all that was only checked
+    return Tensors(mapped)
 
 
 def our_name(name: str) -> str:
@@ -192,23 +187,15 @@ def our_name(name: str) -> str:
     )
 
 
-def _array(entry: dict, name: str, shape: tuple, file: Path) -> np.ndarray:
-    kind = entry["dtype"]
-    if kind not in DTYPES:
-        raise InputError(f"{file}: tensor {name} is of type {kind}; {', '.join(DTYPES)} are read")
-    if tuple(entry["shape"]) != tuple(shape):
+def _check(kind: str, array: np.ndarray, name: str, shape: tuple, file: Path) -> None:
+    if kind not in KINDS:
+        raise InputError(f"{file}: tensor {name} is of type {kind}; {', '.join(KINDS)} are read")
+    if array.shape != tuple(shape):
         raise InputError(
-            f"{file}: tensor {name} has shape {tuple(entry['shape'])}, config.json wants {shape}"
+            f"{file}: tensor {name} has shape {array.shape}, config.json wants {shape}"
         )
-    raw = np.frombuffer(entry["data"], DTYPES[kind]).reshape(shape)
-    if kind == "BF16":  # the upper half of a float32
-        array = (raw.astype(np.uint32) << 16).view(np.float32)
-    else:
-        with np.errstate(over="ignore"):  # of float64; what becomes infinite is found below
-            array = raw.astype(np.float32)
-    if not np.isfinite(array).all():
+    if not is_finite(kind, array):
         raise InputError(f"{file}: tensor {name} holds NaN or infinity")
-    return array
 
 
 def _listed(names: list[str], most: int = 5) -> str:
@@ -284,7 +271,7 @@ def _from_vocabulary(path: Path) -> Tokenizer:
 
 
 def save(
-    directory: str | os.PathLike[str], config: Config, params: dict, tokenizer: Tokenizer,
+    directory: str | os.PathLike[str], config: Config, params: Mapping, tokenizer: Tokenizer,
     dtype: Any = np.float32,
 ) -> None:  # fmt: skip
     """Writes a directory that `load` and transformers' BertModel.from_pretrained both read.

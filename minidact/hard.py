@@ -18,7 +18,7 @@ from . import bert, ragged
 from .config import Config
 from .errors import InputError, known
 from .fast.layers import Reference
-from .mechanisms import KNOBS, dact, exits, planning, token_gates
+from .mechanisms import KNOBS, exits, planning, token_gates
 from .network import Network, full_macs, has_classifier, macs
 from .ragged import Batch
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from . import data
 from .errors import InputError, run_command
 from .fast import jit, threads
+from .fast.layers import kernel_for
 from .model import Model, Prediction
 from .options import add_model_options, how_to_answer
 from .show import terminal
@@ -39,11 +40,29 @@ def parser() -> argparse.ArgumentParser:
 
 def load_model(name: str | None, how: dict[str, Any], bits: int | None = None) -> Model:
     """The model, its kernels compiled for answers such as those asked for."""
+    slow = load_slow(name, how, bits)
+    if not is_compiled(bits):
+        print(compiling(), file=sys.stderr, flush=True)
+    return load_fast(slow, how, bits)
+
+
+def load_slow(name: str | None, how: dict[str, Any], bits: int | None) -> Model:
+    """The model with the NumPy reference, which needs nothing compiled; how is checked."""
     with ending():
-        model = Model.from_pretrained(name, bits=bits)
-        model.knobs(**how)  # what cannot be is said before anything is compiled
-        if jit.is_on() and not jit.is_compiled(model.layers.KERNEL):
-            print(compiling(), file=sys.stderr, flush=True)
+        model = Model.from_pretrained(name, reference=True, bits=bits)
+        model.knobs(**how)
+        return model
+
+
+def is_compiled(bits: int | None) -> bool:
+    """Are the kernels there that answer in this precision, or will there never be any?"""
+    return not jit.is_on() or jit.is_compiled(kernel_for(bits))
+
+
+def load_fast(slow: Model, how: dict[str, Any], bits: int | None) -> Model:
+    """The same model with its kernels, compiled for answers such as those asked for."""
+    with ending():
+        model = Model(slow.config, slow.params, slow.tokenizer, bits=bits)
         model("warm", **how)  # compiles, touches the weights
     if jit.is_on() and threads.are_slow():
         print(
@@ -64,6 +83,14 @@ def compiling() -> str:
     )
 
 
+def compile_now(model: Model, how: dict[str, Any], bits: int | None) -> Model:
+    """The first answers of an installation are NumPy's; now it has the time to compile."""
+    sys.stdout.flush()
+    told = f"answered by NumPy; for what comes next: {compiling()} (Ctrl-C does no harm)"
+    print(told, file=sys.stderr, flush=True)
+    return load_fast(model, how, bits)
+
+
 def main() -> None:
     options = parser().parse_args()
     if options.text == "-" and options.pair is not None:
@@ -72,9 +99,14 @@ def main() -> None:
         raise InputError("there is nothing to read: standard input is closed")
     how = how_to_answer(options)
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    model = load_model(options.model, how, options.bits)
+    model, bits = load_slow(options.model, how, options.bits), options.bits
+    ready = is_compiled(bits)
+    if ready:
+        model = load_fast(model, how, bits)
     if options.text != "-":
         show(model(options.text, options.pair, **how), options)
+        if not ready and jit.is_kept():
+            compile_now(model, how, bits)
         return
     numbers, most = count(1), data.most_characters(model.tokenizer) + 1
     for texts in batched(lines(sys.stdin.buffer, most), options.batch_size):
@@ -86,6 +118,8 @@ def main() -> None:
             else:
                 show(next(predictions), options)
         sys.stdout.flush()
+        if not ready:
+            model, ready = compile_now(model, how, bits), True
 
 
 def batched(texts: Iterator[str | None], size: int) -> Iterator[list[str | None]]:

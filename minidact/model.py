@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
@@ -114,7 +114,7 @@ class Model:
     def __init__(
         self,
         config: Config,
-        params: dict,
+        params: Mapping[str, np.ndarray],
         tokenizer: Tokenizer,
         reference: bool = False,
         bits: int | None = None,

@@ -12,6 +12,7 @@ from . import bert, ops
 from .config import Config
 from .fast import jit, kernels, threads
 from .mechanisms import MECHANISMS, default_prices
+from .tensors import dtype_of
 
 
 class Network(NamedTuple):
@@ -21,18 +22,18 @@ class Network(NamedTuple):
     nothing is dropped, and gates are decided by their thresholds.
     """
 
-    params: dict[str, np.ndarray]
+    params: Any  # a dict, or tensors.Tensors
     config: Config
     calc: ModuleType = ops
     rng: np.random.Generator | None = None
 
 
-def calculus(params: dict, reference: bool = False) -> ModuleType:
+def calculus(params, reference: bool = False) -> ModuleType:
     """The module to compute with: kernels for float32, the NumPy reference for all else.
 
     Raises InputError if kernels cannot run as the environment's settings for Numba ask.
     """
-    dtype = next(iter(params.values())).dtype
+    dtype = dtype_of(params)
     if reference or dtype != np.float32 or not jit.is_on():
         return ops
     threads.start_threads()

@@ -10,8 +10,9 @@ from conftest import TINY, run
 from damage import BROKEN, edit_tensors
 from safetensors.numpy import load_file, save_file
 
-from minidact import InputError, Model, checkpoint, files, network
+from minidact import InputError, Model, checkpoint, files, network, tensors
 from minidact.config import Config
+from minidact.fast import jit
 from minidact.mechanisms.exits import Halting
 
 TEXTS = ["the good film!", "bad."]
@@ -73,6 +74,49 @@ def test_bfloat16(tiny, copy):
     params = Model.from_pretrained(copy).params
     for name, t in tensors.items():
         np.testing.assert_allclose(params[name], t, rtol=2**-7)
+
+
+def test_what_answers_is_never_widened_as_a_whole(tiny, tmp_path):
+    """Weights are packed as they are stored, layer by layer, and words stay in the file."""
+    tiny.save_pretrained(tmp_path, np.float16)
+    model = Model.from_pretrained(tmp_path)
+    model("the good film", use=())
+    made = [name for name, array in model.params.data.items() if array is not None]
+    assert made
+    assert not [name for name in made if ".layer." in name and "LayerNorm" not in name]
+    assert ("bert.embeddings.word_embeddings.weight" in made) != jit.HALVES
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert model.params.stored(name).dtype == np.float16
+    assert not model.params.stored(name).flags.writeable
+    array = model.params[name]
+    np.testing.assert_array_equal(array, load_file(tmp_path / "model.safetensors")[name])
+    array[:] = 7  # what was asked for once is kept
+    assert model.params[name] is array is model.params.stored(name)
+
+
+def test_a_layer_is_packed_when_it_is_reached():
+    model = Model.from_pretrained()
+    for bits in (None, 8):
+        model = Model(model.config, model.params, model.tokenizer, bits=bits)
+        assert not model.layers._packed
+        prediction = model("a gripping, funny, humane film", use="halting")
+        assert list(model.layers._packed) == prediction.layers_run
+        assert len(prediction.layers_run) < model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("kind", ["F64", "F32", "F16", "BF16"])
+def test_numbers_that_are_not_finite(kind):
+    dtype, infinite = tensors.KINDS[kind]
+    good = np.full((3, 5), 1.5, np.float32)
+    good = (good.view(np.uint32) >> 16).astype(np.uint16) if kind == "BF16" else good.astype(dtype)
+    assert tensors.is_finite(kind, good)
+    np.testing.assert_array_equal(tensors.widened(kind, good), np.full((3, 5), 1.5, np.float32))
+    for bits in (infinite, infinite | infinite.dtype.type(1)):  # infinity, NaN
+        bad = good.copy()
+        bad.view(infinite.dtype)[2, 4] = bits
+        assert not np.isfinite(tensors.widened(kind, bad)).all()
+        assert not tensors.is_finite(kind, bad)
+    assert not tensors.is_finite("F64", np.array([1e300]))  # it does not fit float32
 
 
 def test_tokenizer_json_and_vocabulary_alone_agree(tiny, tmp_path):

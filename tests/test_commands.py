@@ -1,9 +1,16 @@
 """The shipped model through the commands, as a user types them."""
 
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
-from conftest import FIXTURES, TINY, run
+from conftest import FIXTURES, ROOT, TINY, run
+
+from minidact import Model, infer
 
 REVIEW = "a gripping, funny, humane film"
 KEYS = {
@@ -60,6 +67,49 @@ def test_plain_output_and_trace():
     (answer,) = answers("--trace", REVIEW)
     assert len(answer["trace"]) == len(answer["layers_run"])
     assert answer["trace"][-1]["margin"] >= 0
+
+
+def test_the_first_answers_of_an_installation_are_numpys(tmp_path):
+    """They do not wait for the compiler, which may be interrupted."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "minidact.infer", "--json", "--model", TINY, "the good film"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+    ) as process:  # fmt: skip
+        answer = json.loads(process.stdout.readline())
+        told = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait() in (130, -signal.SIGINT)
+    assert told.startswith("answered by NumPy; for what comes next: compiling kernels")
+    assert answer["label"] == Model.from_pretrained(TINY, reference=True)("the good film").label
+
+
+def test_so_it_is_with_lines(monkeypatch, capsys):
+    monkeypatch.setattr(infer, "is_compiled", lambda bits: False)
+    texts = ["the good film", "bad", "a long walk", "awful"]
+    lines = io.TextIOWrapper(io.BytesIO("\n".join(texts).encode()))
+    monkeypatch.setattr(sys, "stdin", lines)
+    monkeypatch.setattr(sys.stdout, "reconfigure", lambda **how: None, raising=False)
+    command = ["infer", "-", "--model", str(TINY), "--batch-size", "2"]
+    monkeypatch.setattr(sys, "argv", command)
+    slow, fast = [], []
+    monkeypatch.setattr(infer, "load_slow", noting(infer.load_slow, slow))
+    monkeypatch.setattr(infer, "load_fast", noting(infer.load_fast, fast))
+    infer.main()
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == [
+        prediction.label for prediction in Model.from_pretrained(TINY)(texts)
+    ]
+    assert err.count("answered by NumPy") == 1
+    assert len(slow) == len(fast) == 1
+
+
+def noting(function, calls):
+    def noted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return noted
 
 
 def test_a_neighbours_rule_knows_no_margin():

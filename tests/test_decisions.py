@@ -1,6 +1,7 @@
 """What decides in a pass: the compiled questions against their definitions, over drawn shapes."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_rows_that_are_dropped(seed, offsets):
     fast.add_dropped(x, offsets, keep, mine)
     reference.add_dropped(x, offsets, keep, theirs)
     close(mine, theirs)
-    rows = [x[lo:hi][~keep[lo:hi]] for lo, hi in zip(offsets, offsets[1:], strict=False)]
+    rows = [x[lo:hi][~keep[lo:hi]] for lo, hi in pairwise(offsets)]
     close(theirs - sums[0].astype(np.float32), np.array([r.sum(0) for r in rows], np.float32))
 
 

@@ -135,7 +135,7 @@ def test_bits_that_can_be_wanted():
     kinds = {32: np.float32, 16: np.uint16}
     for bits, kind in kinds.items():
         if bits == 32 or jit.HALVES:
-            assert Model.from_pretrained(bits=bits).layers.panels.dtype == kind
+            assert Model.from_pretrained(bits=bits).layers.packed(0)[0].dtype == kind
     for bits in (7, "many", 8.5):
         with pytest.raises(InputError, match=r"bits is .*; there are: 32, 16, 8"):
             Model.from_pretrained(TINY, bits=bits)

@@ -20,7 +20,7 @@ model = Model.from_pretrained(sys.argv[1])
 if sys.argv[2] == "float32":  # weights that 16 bits do not hold: other machine code
     params = {name: p * p.dtype.type(1.0001) for name, p in model.params.items()}
     model = Model(model.config, params, model.tokenizer)
-print(model("the good film").label, model.layers.panels.dtype)
+print(model("the good film").label, model.layers.packed(0)[0].dtype)
 """
 
 

@@ -39,7 +39,7 @@ def run(encoder, x, offsets):
 def test_packed_layers_are_the_layers(seed, offsets, halves):
     rng = np.random.default_rng(seed)
     encoder, params = encoder_and_params(rng, halves)
-    assert encoder.panels.dtype == (np.uint16 if halves and jit.HALVES else np.float32)
+    assert encoder.packed(0)[0].dtype == (np.uint16 if halves and jit.HALVES else np.float32)
     x = rng.standard_normal((offsets[-1], encoder.config.hidden_size)).astype(np.float32)
     got, received = run(encoder, x, offsets)
     expected = x.astype(np.float64)

@@ -4,6 +4,8 @@ bert.py and the mechanisms define all of it. With one short text a call of NumPy
 its numbers do, and a unit is a dozen calls. Here each question is one. Matrices are packed once.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .. import bert
@@ -11,9 +13,10 @@ from ..config import Config
 from ..errors import known
 from ..mechanisms import dact, planning, token_gates
 from ..ragged import Batch
+from ..tensors import stored
 from . import kernels
-from .gemm import PANEL, multiply, panels_of_rows, starts_of
-from .jit import jit
+from .gemm import PANEL, multiply, panels_of_rows, starts_of, widened
+from .jit import HALVES, jit
 from .special import exp
 
 F = np.float32
@@ -24,10 +27,14 @@ OPEN = F(token_gates.OPEN)
 class Decisions:
     """The questions that hard.py asks of a model, as Reference (layers.py) asks them in NumPy."""
 
-    def __init__(self, params: dict, config: Config):
+    def __init__(self, params: Any, config: Config):
         """params: float32 arrays by name, as network.shapes(config) lists them."""
         self.params, self.config = params, config
-        self.tables = [params[name] for name in bert.TABLES]
+        words, *others = bert.TABLES
+        table = stored(params, words)  # half of a small model: it stays in the file
+        halves = HALVES and table.dtype == np.float16
+        self.words = table.view(np.uint16) if halves else params[words]
+        self.others = tuple(params[name] for name in others)
         at = "bert.embeddings.LayerNorm"
         self.norm = (params[f"{at}.weight"], params[f"{at}.bias"], F(config.layer_norm_eps))
         layers, parts = config.num_hidden_layers, ("trunk", "classifier", "halting")
@@ -48,7 +55,7 @@ class Decisions:
     def embed(self, batch: Batch):
         """bert.embeddings_forward: token ids -> x (T, C)."""
         x = np.empty((len(batch.ids), self.config.hidden_size), np.float32)
-        if not _embed(*batch, *self.tables, *self.norm, x):
+        if not _embed(*batch, self.words, *self.others, *self.norm, x):
             bert.check_ids(self.config, batch)  # says which
         return x
 
@@ -98,7 +105,7 @@ class Decisions:
 @jit()
 def _embed_row(word, place, kind, gamma, beta, eps, x):
     for c in range(len(x)):
-        x[c] = word[c] + place[c] + kind[c]
+        x[c] = widened(word[c]) + place[c] + kind[c]
     mean, inv = kernels.mean_and_inv_std(x, eps)
     for c in range(len(x)):
         x[c] = (x[c] - mean) * inv * gamma[c] + beta[c]

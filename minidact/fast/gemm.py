@@ -110,6 +110,20 @@ HALVES = tile.Step(
 )  # fmt: skip
 
 
+@intrinsic
+def widened(typing, x):
+    """A float32 as it is; the bits of a float16, uint16, as a float32."""
+    if x not in (types.float32, types.uint16):
+        return None
+
+    def codegen(context, builder, signature, arguments):
+        if x == types.float32:
+            return arguments[0]
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(x), codegen
+
+
 @jit()
 def _call_tile(rows, panels, a, a_row, a_step, panel, depth, start, c, c_row, ahead, ahead_step):
     """Calls _tile; a function of its own, so that the tile is compiled only once."""

@@ -276,16 +276,16 @@ def depth_of(inputs):
 
 
 def pack(w, b, panels, columns):
-    """Quantises and packs w (O, I) with its bias b (O,), both float32, as multiply reads them.
+    """Quantises and packs w (O, I) with its bias b (O,), float16 or 32, as multiply reads them.
 
     panels (P, depth / GROUP, PANEL * GROUP) int8 and columns (P, 3, PANEL) float32 are filled.
     """
     count, steps, _ = panels.shape
-    p, r = ops.quantise(w)
+    p, r = ops.quantise(w.astype(np.float32, copy=False))
     padded = np.zeros((count * PANEL, steps * GROUP), np.int8)
     padded[: len(p), : p.shape[1]] = p
     grouped = padded.reshape(count, PANEL, steps, GROUP).transpose(0, 2, 1, 3)
     panels[:] = grouped.reshape(panels.shape)
     start = -SHIFT * padded.sum(1, dtype=np.int32)
     columns[:, 0] = start.view(np.float32).reshape(count, PANEL)
-    columns[:, 1], columns[:, 2] = starts_of(r), starts_of(b)
+    columns[:, 1], columns[:, 2] = starts_of(r), starts_of(b.astype(np.float32, copy=False))

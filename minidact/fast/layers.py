@@ -22,7 +22,7 @@ BITS = ("32", "16", "8")  # of a weight in a product
 class Reference:
     """bert.py and the mechanisms, in any dtype: the definition of what the others compute."""
 
-    def __init__(self, params: dict, config: Config, calc: Any = ops, bits: str | None = None):
+    def __init__(self, params: Any, config: Config, calc: Any = ops, bits: str | None = None):
         """calc: ops or kernels. bits: "8" for products that are quantised as int8.py says."""
         self.params, self.config, self.calc, self.products = params, config, calc, calc
         if bits == "8":
@@ -41,7 +41,7 @@ class Reference:
         return planning.planner_forward(s, self.params, name, self.calc)[0]
 
     def unit(self, layer: int, s, a, p):
-        """s (B, C), and a (B, Y), p (B,) before the layer -> y (B, Y), h (B,), and a, p after it."""
+        """s (B, C), a (B, Y), p (B,) before the layer -> y (B, Y), h (B,), and a, p after it."""
         y, h = dact.unit_forward(s, self.params, dact.unit_name(layer), self.calc)[1:3]
         return y, h, *dact.accumulate_step(a, p, y, h)
 
@@ -77,7 +77,7 @@ def _linear_int8(x, w, b):
     return ops.linear_int8(x, w, b)[0], None
 
 
-def layers_for(params: dict, config: Config, calc: ModuleType, bits: int | None = None) -> Any:
+def layers_for(params: Any, config: Config, calc: ModuleType, bits: int | None = None) -> Any:
     """The layers to answer with, by the calculus and the precision that are wanted.
 
     bits: 32, 16 (weights rounded to float16) or 8 (weights and activations quantised); None: 16 if
@@ -92,6 +92,11 @@ def layers_for(params: dict, config: Config, calc: ModuleType, bits: int | None 
     if wanted == "8":
         return EncoderInt8(params, config)
     return Encoder(params, config, halves=wanted != "32")
+
+
+def kernel_for(bits: int | None) -> str:
+    """The kernel that runs a layer in this precision; jit.is_compiled says if it is there."""
+    return (EncoderInt8 if bits == 8 else Encoder).KERNEL
 
 
 def _rounded(name: str, array):

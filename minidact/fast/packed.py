@@ -2,8 +2,8 @@
 
 bert.py defines what a layer computes. This file computes the same, and a test compares the two. It
 is faster for four reasons:
-- Every weight is packed once, when the model is loaded (gemm.py says how and why). All weights go
-  into one array, so that the pages of memory are few and large.
+- Every weight is packed once (gemm.py says how and why), when a sentence first reaches its layer.
+  All weights of a layer go into one array, so that the pages of memory are few and large.
 - Query, key and value are one product, and GELU is applied to each block as soon as it is made.
 - Nothing is kept for a backward pass, and all layers use the same buffers.
 - A layer is one call from Python. With one short sentence, ten calls would be a tenth of the time.
@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import bert
 from ..config import Config
+from ..tensors import stored
 from . import kernels
 from .decisions import Decisions
 from .gemm import PANEL, aligned, linear_packed, pack, starts_of
@@ -20,37 +21,42 @@ from .jit import HALVES, jit
 
 
 class Encoder(Decisions):
-    """The packed layers of a model. Nothing changes them, so threads may share them.
+    """The packed layers of a model. A layer is packed when a sentence first reaches it.
 
-    The weights may be packed in 16 bits, if the processor itself can widen them.
+    Nothing else ever changes, so threads may share them. Weights that float16 holds exactly are
+    packed in 16 bits, if the processor itself can widen them.
     """
 
     KERNEL = "packed._layer"  # what jit.is_compiled is asked about
 
-    def __init__(self, params: dict, config: Config, halves: bool = True):
-        """params: float32 arrays under Hugging Face's names, as bert.shapes(config) lists them.
+    def __init__(self, params, config: Config, halves: bool = True):
+        """params: float32 arrays under Hugging Face's names, as network.shapes(config) lists them.
 
-        halves: may they be packed as float16, if it holds all of them exactly?
+        halves: may they be packed as float16, if it holds all of a layer's exactly?
         """
         super().__init__(params, config)
-        c, f, layers = config.hidden_size, config.intermediate_size, range(config.num_hidden_layers)
-        weights = [of_products(params, f"bert.encoder.layer.{n}", "weight") for n in layers]
-        with np.errstate(over="ignore"):  # a weight too large for float16 fails the comparison
-            halved = [[w.astype(np.float16) for w in layer] for layer in weights]
-        pairs = [zip(ws, hs, strict=True) for ws, hs in zip(weights, halved, strict=True)]
-        half = halves and HALVES
-        half = half and all(np.array_equal(w, h) for layer in pairs for w, h in layer)
-        if half:
-            weights = [[h.view(np.uint16) for h in layer] for layer in halved]
-        sizes = [panels_for(o) * i * PANEL for o, i in ((3 * c, c), (c, c), (f, c), (c, f))]
-        # each row holds a layer's panels, or its vectors, in the order in which _layer uses them
-        kind = np.dtype(np.uint16 if half else np.float32)
-        room = aligned(len(layers) * sum(sizes) * kind.itemsize // 4)
-        self.panels = room.view(kind).reshape(len(layers), sum(sizes))
-        for layer, ws in zip(self.panels, weights, strict=True):
-            for w, at, size in zip(ws, np.cumsum([0, *sizes]), sizes, strict=False):
-                pack(w, layer[at : at + size].reshape(-1, w.shape[1], PANEL))
-        self.vectors = np.stack([_vectors(params, f"bert.encoder.layer.{n}") for n in layers])
+        self.halves = halves and HALVES
+        self._packed: dict[int, tuple] = {}
+
+    def packed(self, n: int):
+        """A layer's panels, and whatever else `layer` reads beside them."""
+        if n not in self._packed:
+            self._packed[n] = self.pack(f"bert.encoder.layer.{n}")
+        return self._packed[n]
+
+    def pack(self, at: str):
+        """A layer's panels and vectors, each end to end in the order in which _layer uses them."""
+        weights = of_products(self.params, at, "weight")
+        if self.halves and all(map(float16_holds, weights)):
+            weights = [w.astype(np.float16).view(np.uint16) for w in weights]
+        else:
+            weights = [w.astype(np.float32, copy=False) for w in weights]
+        sizes, kind = [panels_for(len(w)) * w.shape[1] * PANEL for w in weights], weights[0].dtype
+        panels, end = aligned(sum(sizes) * kind.itemsize // 4).view(kind), 0
+        for w, size in zip(weights, sizes, strict=True):
+            begin, end = end, end + size
+            pack(w, panels[begin:end].reshape(-1, w.shape[1], PANEL))
+        return panels, _vectors(self.params, at)
 
     def workspace(self, offsets):
         """Returns float32 buffers for batches with at most as many rows as this one.
@@ -73,7 +79,7 @@ class Encoder(Decisions):
         It lies in the workspace, so the next call overwrites it.
         """
         heads, eps = self.config.num_attention_heads, np.float32(self.config.layer_norm_eps)
-        return _layer(x, offsets, self.panels[n], self.vectors[n], heads, eps, workspace)
+        return _layer(x, offsets, *self.packed(n), heads, eps, workspace)
 
 
 # a layer's products, in the order of their use; the first is query, key and value in one
@@ -84,8 +90,11 @@ PRODUCTS = (
 
 
 def of_products(params, at, kind):
-    """Returns a layer's four weight matrices, or their four biases; kind: "weight" or "bias"."""
-    groups = [[params[f"{at}.{name}.{kind}"] for name in names] for names in PRODUCTS]
+    """Returns a layer's four weight matrices, or their four biases; kind: "weight" or "bias".
+
+    They are as the file has them, in float16 or float32, and may be read only.
+    """
+    groups = [[stored(params, f"{at}.{name}.{kind}") for name in names] for names in PRODUCTS]
     return [np.concatenate(group) if len(group) > 1 else group[0] for group in groups]
 
 
@@ -94,7 +103,8 @@ def _vectors(params, at):
 
     The biases are padded with 0 to whole panels.
     """
-    qkv, mixed, wide, out = (starts_of(b).ravel() for b in of_products(params, at, "bias"))
+    biases = (b.astype(np.float32) for b in of_products(params, at, "bias"))
+    qkv, mixed, wide, out = (starts_of(b).ravel() for b in biases)
     after_attention, after_all = norms(params, at).reshape(2, -1)
     return np.concatenate([qkv, mixed, after_attention, wide, out, after_all])
 
@@ -103,6 +113,14 @@ def norms(params, at):
     """Returns a layer's two layer norms as (4, C): gamma, beta, gamma, beta."""
     layer_norms = (f"{at}.attention.output.LayerNorm", f"{at}.output.LayerNorm")
     return np.stack([params[f"{n}.{kind}"] for n in layer_norms for kind in ("weight", "bias")])
+
+
+def float16_holds(w) -> bool:
+    """Is every number of a float16 or float32 array exactly a float16?"""
+    if w.dtype == np.float16:
+        return True
+    with np.errstate(over="ignore"):  # a weight too large for float16 fails the comparison
+        return np.array_equal(w, w.astype(np.float16))
 
 
 def panels_for(outputs):

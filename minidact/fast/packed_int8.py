@@ -8,28 +8,20 @@ pass that made it, while the row is still in the cache.
 import numpy as np
 from numba import prange
 
-from ..config import Config
 from . import int8, kernels
-from .decisions import Decisions
 from .gemm import PANEL, aligned
 from .jit import jit
-from .packed import norms, of_products, panels_for
+from .packed import Encoder, norms, of_products, panels_for
 
 
-class EncoderInt8(Decisions):
-    """The packed layers of a model in eight bits. Nothing changes them: threads may share them."""
+class EncoderInt8(Encoder):
+    """The packed layers of a model in eight bits; all else is as in its base class."""
 
-    KERNEL = "packed_int8._layer"  # as packed.Encoder's
+    KERNEL = "packed_int8._layer"
 
-    def __init__(self, params: dict, config: Config):
-        """params: float32 arrays under Hugging Face's names, as bert.shapes(config) lists them."""
-        super().__init__(params, config)
-        self.layers = [self._packed(params, f"bert.encoder.layer.{n}")
-                       for n in range(config.num_hidden_layers)]  # fmt: skip
-
-    def _packed(self, params, at):
+    def pack(self, at: str):
         """A layer's panels, columns and layer norms, each end to end in the order of their use."""
-        weights, biases = (of_products(params, at, kind) for kind in ("weight", "bias"))
+        weights, biases = (of_products(self.params, at, kind) for kind in ("weight", "bias"))
         shapes = [(panels_for(len(w)), int8.depth_of(w.shape[1])) for w in weights]
         panels = aligned(sum(p * d for p, d in shapes) * PANEL // 4).view(np.int8)
         columns = np.empty((sum(p for p, _ in shapes), 3, PANEL), np.float32)
@@ -40,7 +32,7 @@ class EncoderInt8(Decisions):
             mine = panels[begin:end].reshape(count, steps, PANEL * int8.GROUP)
             int8.pack(w, b, mine, columns[first : first + count])
             first += count
-        return panels, columns, norms(params, at)
+        return panels, columns, norms(self.params, at)
 
     def workspace(self, offsets):
         """Returns buffers for batches with at most as many rows as this one, offsets (B + 1,)."""
@@ -54,7 +46,7 @@ class EncoderInt8(Decisions):
     def layer(self, n: int, x, offsets, workspace):
         """Runs layer n on a ragged batch, as packed.Encoder.layer does."""
         heads, eps = self.config.num_attention_heads, np.float32(self.config.layer_norm_eps)
-        return _layer(x, offsets, *self.layers[n], heads, eps, workspace)
+        return _layer(x, offsets, *self.packed(n), heads, eps, workspace)
 
 
 @jit()

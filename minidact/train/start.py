@@ -1,6 +1,7 @@
 """Where a training starts: what is kept of the model that --init names, and what is new."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ def chosen_mechanisms(options: argparse.Namespace, base: Config) -> dict[str, An
     return shapes
 
 
-def fitting(found: dict, fresh: dict) -> dict[str, np.ndarray]:
+def fitting(found: Mapping, fresh: dict) -> dict[str, np.ndarray]:
     """What was found and has its place in the new model; a mechanism is kept whole, or not."""
     kept = {n: p for n, p in found.items() if n in fresh and p.shape == fresh[n].shape}
     for prefix in PREFIXES:
