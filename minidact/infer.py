@@ -2,12 +2,14 @@
 
 import argparse
 import codecs
+import gc
 import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, count, islice
 from typing import Any, BinaryIO
 
@@ -61,7 +63,7 @@ def is_compiled(bits: int | None) -> bool:
 
 def load_fast(slow: Model, how: dict[str, Any], bits: int | None) -> Model:
     """The same model with its kernels, compiled for answers such as those asked for."""
-    with ending():
+    with ending(), nothing_collected():
         model = Model(slow.config, slow.params, slow.tokenizer, bits=bits)
         model("warm", **how)  # compiles, touches the weights
     if jit.is_on() and threads.are_slow():
@@ -71,6 +73,20 @@ def load_fast(slow: Model, how: dict[str, Any], bits: int | None) -> Model:
             file=sys.stderr,
         )
     return model
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """No search for garbage while Numba and a model are loaded, nor among them ever after.
+
+    All of it stays to the end, and the searches would take a fifth of a second.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def compiling() -> str:
