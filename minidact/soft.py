@@ -17,6 +17,8 @@ from .mechanisms import dact, default_prices, exits, planning, token_gates
 from .network import Network
 from .ragged import Batch
 
+NOTHING: Any = (None, None)  # a summary that nobody asks for, and its cache
+
 
 def soft_forward(net: Network, batch: Batch, labels, prices: dict[str, Any] | None = None):
     """The loss of a batch: labels (B,) int classes, or float targets of a regression.
@@ -83,14 +85,18 @@ def soft_answers(net: Network, batch: Batch):
 
 
 def _walk_forward(net: Network, batch: Batch, prices):
-    """All layers, gated. -> summaries s_0..s_L (B, C), u (L, B), pi (L - 1, B) or None, cache."""
+    """All layers, gated. -> summaries s_0..s_L, u (L, B), pi (L - 1, B) or None, cache.
+
+    Of the summaries those that somebody asks for are (B, C), and the others None.
+    """
     params, config, calc, rng = net
     carried, offsets = config.mechanisms, batch.offsets
     explore = None if rng is None else prices["planning"].explore
     x, embedding_cache = bert.embeddings_forward(params, config, batch, calc, rng)
     there, received = np.ones(len(x), x.dtype), np.zeros(len(x), x.dtype)  # G, significance
-    s, s_cache = _summary_forward(net, x, there, offsets)
-    summaries, plans, u, caches, path_cache = [s], [], [np.ones(len(s), x.dtype)], [], None
+    s, s_cache = _summary_forward(net, x, there, offsets) if "planning" in carried else NOTHING
+    count, last = len(offsets) - 1, config.num_hidden_layers - 1
+    summaries, plans, u, caches, path_cache = [s], [], [np.ones(count, x.dtype)], [], None
     steps = "planning" in carried and planning.is_stepwise(carried["planning"].planner)
     if "planning" in carried and not steps:
         pi, path_cache = planning.planner_forward(s, params, planning.PATH, calc)
@@ -115,7 +121,8 @@ def _walk_forward(net: Network, batch: Batch, prices):
         x, there, got, gated_cache = _gated_layer_forward(net, layer, x, there, u_l, g, offsets)
         received = np.where(np.repeat(u[layer], ragged.lengths(offsets)) >= 0.5, got, received)
         caches.append((plan_cache, gates_cache, s_cache, gated_cache))
-        s, s_cache = _summary_forward(net, x, there, offsets)
+        asked = "halting" in carried or steps or layer == last
+        s, s_cache = _summary_forward(net, x, there, offsets) if asked else NOTHING
         summaries.append(s)
     pi = np.stack(plans) if plans else None
     cache = (net, embedding_cache, caches, s_cache, path_cache, explore)

@@ -22,7 +22,7 @@ def _multiply_int8_in_cache(q, scales, panel, columns, out, repeat):
     """The same in eight bits."""
     for t in numba.prange(len(out)):
         for _ in range(repeat):
-            int8.multiply(q, scales, panel, columns, out[t][:, : gemm.PANEL])
+            int8.multiply(q, scales, panel, columns, False, (0, len(q)), 0, out[t])
 
 
 def limits() -> dict:

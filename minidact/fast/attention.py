@@ -20,10 +20,11 @@ from numba import prange
 from ..ops import attention_size
 from .gemm import PANEL, aligned, multiply_panels, panels_of_columns, panels_of_rows
 from .jit import jit
-from .special import exp
+from .special import exp2_of_negative
 
 QUERIES = 3 * PANEL  # queries side by side, at most: their arrays then stay in the cache
 F = np.float32
+LOG2_E = F(math.log2(math.e))
 
 
 @jit()
@@ -32,7 +33,7 @@ def _softmax(score, queries, scale, received):
 
     The other columns become 0. received (keys,) grows by the sum of each row.
     """
-    width = score.shape[1]
+    width, in_bits = score.shape[1], scale * LOG2_E  # e^x is 2^(x log2 e)
     top, share = np.full(width, F(-np.inf)), np.zeros(width, np.float32)
     for j in range(len(score)):
         row = score[j]
@@ -41,7 +42,7 @@ def _softmax(score, queries, scale, received):
     for j in range(len(score)):
         row = score[j]
         for q in range(width):
-            row[q] = exp((row[q] - top[q]) * scale)
+            row[q] = exp2_of_negative((row[q] - top[q]) * in_bits)
             share[q] += row[q]
     for q in range(width):
         share[q] = F(1.0) / share[q] if q < queries else F(0.0)
@@ -205,8 +206,9 @@ def attend(qkv, offsets, num_heads, drop, gates, scale, out, received, weights):
     be of size 0: then the weights are not kept, there is no dropout, there are no gates.
     """
     size = out.shape[1] // num_heads
-    for task in prange((len(offsets) - 1) * num_heads):
-        b, head = task // num_heads, task % num_heads
+    sentences = len(offsets) - 1
+    for task in prange(num_heads * sentences):  # each thread gets heads of all, so of long ones too
+        head, b = task // sentences, task % sentences
         rows = (offsets[b], offsets[b + 1])
         start, stop = _block(offsets, b, head, num_heads)
         mine, kept = received[head, rows[0] : rows[1]], weights[start:stop]
@@ -243,8 +245,9 @@ def _attend_head_backward(dout, qkv, weights, rows, column, size, drop, gates, s
 def _attention_backward(dout, qkv, weights, offsets, num_heads, drop, gates, scale, dqkv, dgates):
     """Computes dqkv (T, 3C) and dgates (H, T) by all threads, a sentence and a head at a time."""
     size = dout.shape[1] // num_heads
-    for task in prange((len(offsets) - 1) * num_heads):
-        b, head = task // num_heads, task % num_heads
+    sentences = len(offsets) - 1
+    for task in prange(num_heads * sentences):
+        head, b = task // sentences, task % sentences
         rows = (offsets[b], offsets[b + 1])
         start, stop = _block(offsets, b, head, num_heads)
         mask, kept = drop[start:stop], weights[start:stop]
