@@ -54,8 +54,9 @@ def test_from_text_to_label(result):
 
 
 def test_adaptive_and_growth(result):
-    assert [(row["batch_size"], row["slack"]) for row in result["adaptive"]] == [
-        (size, slack) for size in (1, 32) for slack in (0, 0.2, 0.4)
+    ways = ("halting", "halting, slack 0.4", "all")
+    assert [(row["bits"], row["batch_size"], row["how"]) for row in result["adaptive"]] == [
+        (bits, size, way) for bits in (None, 8) for size in (1, 32) for way in ways
     ]
     for row in result["adaptive"]:
         assert 0 < row["macs_fraction"] < 1

@@ -5,9 +5,12 @@ import pytest
 from conftest import seeds
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import small_config
 
 from minidact import ops
 from minidact.mechanisms import dact
+from minidact.mechanisms.exits import Halting, Prices
+from minidact.network import init_params
 
 
 def trajectories(rng, count, layers, classes):
@@ -100,3 +103,71 @@ def test_halting_does_not_teach_y_to_doubt(rng):
     assert not ds.any()
     assert not grads["u.classifier.weight"].any()
     assert grads["u.halting.weight"][0, -1] != 0
+
+
+# ---------------------------------------------------------------------------- by hand
+
+
+def test_h_sees_how_sure_y_is_down_to_a_floor():
+    """h = sigmoid(w_h [t, log(1 - max y)] + b_h), with 1 - max y not below a millionth."""
+    s = np.array([[1.0, -2.0], [0.5, 3.0]])
+    params = {
+        "u.trunk.weight": np.eye(2), "u.trunk.bias": np.zeros(2),
+        "u.classifier.weight": np.diag([0.5, 40.0]), "u.classifier.bias": np.zeros(2),
+        "u.halting.weight": np.array([[0.3, -0.2, 0.7]]), "u.halting.bias": np.array([0.1]),
+    }  # fmt: skip
+    _, y, h, _ = dact.unit_forward(s, params, "u")
+    t = np.array([[1.0, 0.0], [0.5, 3.0]])  # ReLU
+    least = np.array([1 - 1 / (1 + np.exp(-0.5)), 1e-6])
+    assert 1 - y[1].max() < 1e-6  # the floor holds for the second
+    g = t @ [0.3, -0.2] + 0.7 * np.log(least) + 0.1
+    np.testing.assert_allclose(h, 1 / (1 + np.exp(-g)), rtol=1e-12)
+
+
+def test_an_answer_without_any_probability_costs_what_the_floor_says():
+    a = np.array([[1.0, 0.0], [0.5, 0.5], [1 - 1e-8, 1e-8]])
+    labels = np.array([1, 0, 1])
+    losses, cache = dact.answer_loss_forward(a, labels)
+    np.testing.assert_allclose(losses, [-np.log(1e-8), np.log(2), -np.log(1e-8)])
+    da = dact.answer_loss_backward(np.ones(3), cache)
+    np.testing.assert_array_equal(da, [[0, 0], [-2, 0], [0, 0]])  # at the floor nothing pulls
+
+
+def test_what_the_heads_learn_is_the_mean_over_layers():
+    rng = np.random.default_rng(0)
+    z, labels = rng.standard_normal((3, 4, 2)), np.array([0, 1, 1, 0])
+    y, _ = ops.softmax_forward(z)
+    plain = np.eye(2)[labels]
+    mixed = dact.targets(y, labels, 0.25)
+    for n in (0, 1):
+        np.testing.assert_allclose(mixed[n], 0.75 * plain + 0.25 * y[2])
+    np.testing.assert_array_equal(mixed[2], plain)
+    np.testing.assert_array_equal(dact.targets(y, labels, 0.0), np.stack([plain] * 3))
+    losses, _ = dact.heads_loss_forward(z, mixed)
+    np.testing.assert_allclose(losses, -(mixed * np.log(y)).sum(2).mean(0))
+
+
+def test_the_terms_are_means_of_the_sentences():
+    rng = np.random.default_rng(1)
+    z, h = rng.standard_normal((3, 4, 2)), rng.random((3, 4))
+    (y, _), labels = ops.softmax_forward(z), np.array([0, 1, 1, 0])
+    prices = Prices(tau=0.3, alpha=0.7)
+    losses, terms, _ = dact.loss_forward(z, y, h, None, labels, prices)
+    a, p, _ = dact.accumulate_forward(y, h)
+    answers = -np.log(a[np.arange(4), labels])
+    heads, _ = dact.heads_loss_forward(z, dact.targets(y, labels, prices.distill))
+    np.testing.assert_allclose(losses, answers + 0.3 * p.sum(0) + 0.7 * heads)
+    means = {"answer": answers.mean(), "ponder": p.sum(0).mean(), "heads": heads.mean()}
+    assert terms == pytest.approx(means)
+
+
+def test_lead():
+    np.testing.assert_allclose(dact.lead([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]]), [0.2, 1.0])
+
+
+def test_a_training_starts_by_thinking_on():
+    config = small_config(layers=2, halting=Halting(5, True))
+    params = init_params(config, np.random.default_rng(0))
+    for layer in range(2):
+        bias = params[f"{dact.unit_name(layer)}.halting.bias"]
+        assert 1 / (1 + np.exp(-bias)) == pytest.approx(0.924, abs=1e-3)  # of h

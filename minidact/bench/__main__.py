@@ -149,10 +149,10 @@ def adaptive(r: dict) -> list[str]:
     lines = [""] if r["adaptive"] else []
     for row in r["adaptive"]:
         lines.append(
-            f"shipped model, batches of {row['batch_size']}, slack {row['slack']}: accuracy "
-            f"{row['value']:.4f} (full {row['value_full']:.4f}), {row['layers_mean']:.2f} layers, "
-            f"MACs {row['macs_fraction']:.3f}, time {row['time_fraction']:.3f} of full's "
-            f"{row['ms_per_text_full']:.2f} ms"
+            f"shipped model{', 8 bits' if row['bits'] else ''}, batches of {row['batch_size']}, "
+            f"{row['how']}: accuracy {row['value']:.4f} (full {row['value_full']:.4f}), "
+            f"{row['layers_mean']:.2f} layers, MACs {row['macs_fraction']:.3f}, time "
+            f"{row['time_fraction']:.3f} of full's {row['ms_per_text_full']:.2f} ms"
         )
     return lines
 

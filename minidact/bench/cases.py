@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -184,20 +185,27 @@ def startup(rounds: int) -> dict:
 
 
 def adaptive(shipped, examples, rounds) -> list[dict]:
-    """Returns what halting saves on real texts with the shipped model: time and multiply-adds."""
+    """Returns what the mechanisms save on real texts with the shipped model: time, multiply-adds.
+
+    bits: None for the precision that a model has if none is asked for.
+    """
     labels, out = data.label_ids(examples, shipped.config, "the data"), []
-    for batch_size in (1, 32):
-        for slack in (0.0, 0.2, 0.4):
-            how = {"use": ("halting",), "slack": slack}
+    for bits, batch_size in product((None, 8), (1, 32)):
+        model = Model(shipped.config, shipped.params, shipped.tokenizer, bits=bits)
+        for name, how in (
+            ("halting", {"use": ("halting",)}),
+            ("halting, slack 0.4", {"use": ("halting",), "slack": 0.4}),
+            ("all", {}),
+        ):
             runs = [
-                evaluate.evaluate(shipped, examples, labels, None, batch_size, how)
+                evaluate.evaluate(model, examples, labels, None, batch_size, how)
                 for _ in range(max(1, rounds // 2))
             ]
             ratio = median(r["ms_per_text"] / r["ms_per_text_full"] for r in runs)
             full = median(r["ms_per_text_full"] for r in runs)
             row = {k: runs[0][k] for k in ("value", "value_full", "layers_mean", "macs_fraction")}
             row |= {"ms_per_text_full": full, "time_fraction": ratio}
-            out.append({"batch_size": batch_size, "slack": slack, **row})
+            out.append({"bits": bits, "batch_size": batch_size, "how": name, **row})
     return out
 
 
