@@ -75,7 +75,9 @@ def are_slow() -> bool:
 
 
 # How long a thread of GNU's OpenMP waits awake for the others: by default milliseconds. Where other
-# programs run, too, those who wait then keep those who are waited for from working.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# programs run, too, those who wait then keep those who are waited for from working. So many turns
+# are a tenth of a millisecond, the longest pause between two kernels of a pass: with fewer it falls
+# asleep within a pass, and after a rest of the program several passes take three times as long.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if "numba" not in sys.modules:
     limit_threads()
