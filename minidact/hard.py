@@ -126,8 +126,8 @@ class _Pass:
         self.offsets, self.alive = batch.offsets, np.arange(count)
         self.place, self.received = np.arange(len(self.x)), np.zeros(len(self.x), dtype)
         self.a, self.p = np.zeros((count, labels), dtype), np.ones(count, dtype)
-        self.counts_all = self.gates and not token_gates.counts_what_is_left(self.gates.pool)
-        self.counts_all = self.counts_all and self.config.summary == "mean"
+        pool = self.gates and self.config.summary == "mean" and self.gates.pool
+        self.counts_all = pool and not token_gates.counts_what_is_left(pool)
         self.dropped = np.zeros((count, self.config.hidden_size if self.counts_all else 0), dtype)
         # what is reported of all sentences (B)
         self.answer = np.zeros((count, labels), dtype)

@@ -9,6 +9,8 @@ is faster for four reasons:
 - A layer is one call from Python. With one short sentence, ten calls would be a tenth of the time.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .. import bert
@@ -47,8 +49,9 @@ class Encoder(Decisions):
     def pack(self, at: str):
         """A layer's panels and vectors, each end to end in the order in which _layer uses them."""
         weights = of_products(self.params, at, "weight")
-        if self.halves and all(map(float16_holds, weights)):
-            weights = [w.astype(np.float16).view(np.uint16) for w in weights]
+        halves: list[Any] = [halved(w) for w in weights] if self.halves else [None]
+        if all(half is not None for half in halves):
+            weights = [half.view(np.uint16) for half in halves]
         else:
             weights = [w.astype(np.float32, copy=False) for w in weights]
         sizes, kind = [panels_for(len(w)) * w.shape[1] * PANEL for w in weights], weights[0].dtype
@@ -115,12 +118,13 @@ def norms(params, at):
     return np.stack([params[f"{n}.{kind}"] for n in layer_norms for kind in ("weight", "bias")])
 
 
-def float16_holds(w) -> bool:
-    """Is every number of a float16 or float32 array exactly a float16?"""
+def halved(w) -> Any:
+    """Returns a float16 or float32 array in float16, or None if that changes any number."""
     if w.dtype == np.float16:
-        return True
+        return w
     with np.errstate(over="ignore"):  # a weight too large for float16 fails the comparison
-        return np.array_equal(w, w.astype(np.float16))
+        half = w.astype(np.float16)
+    return half if np.array_equal(w, half) else None
 
 
 def panels_for(outputs):

@@ -14,6 +14,14 @@ F = np.float32
 
 
 @jit(fastmath={"contract"})
+def _times_power_of_2(y, shifted):
+    """Returns y 2^n, where shifted is n + 1.5 * 2^23: its lowest bits hold n."""
+    bits = np.float32(shifted).view(np.int32)
+    exponent = np.int32((bits + np.int32(127)) << np.int32(23))
+    return y * np.int32(exponent).view(np.float32)
+
+
+@jit(fastmath={"contract"})
 def exp(x):
     """Returns e^x for a float32, with a relative error of 2e-7; NaN stays NaN.
 
@@ -21,7 +29,7 @@ def exp(x):
     """
     clamped = min(max(x, F(-87.0)), F(88.0))
     # A float32 near 1.5 * 2^23 has no bits after the point, so this sum is rounded to a whole
-    # number. Its lowest bits hold n. The order of these lines must stay: no "reassoc" above.
+    # number. The order of these lines must stay: no "reassoc" above.
     shifted = clamped * F(1.4426950408889634) + F(12582912.0)
     n = shifted - F(12582912.0)
     r = clamped - n * F(0.693359375) - n * F(-2.1219444e-4)  # ln 2 in two parts
@@ -32,9 +40,7 @@ def exp(x):
     y = y * r + F(0.49999991)
     y = y * r + F(1.0)
     y = y * r + F(1.0)
-    bits = np.float32(shifted).view(np.int32)
-    exponent = np.int32((bits + np.int32(127)) << np.int32(23))
-    y = y * np.int32(exponent).view(np.float32)
+    y = _times_power_of_2(y, shifted)
     y = F(0.0) if x < F(-87.0) else y
     y = F(np.inf) if x > F(88.0) else y
     return y if x == x else x  # NaN stays NaN
@@ -56,9 +62,7 @@ def exp2_of_negative(x):
     y = y * r + F(2.40221202e-1)
     y = y * r + F(6.93146944e-1)
     y = y * r + F(1.00000012)
-    bits = np.float32(shifted).view(np.int32)
-    exponent = np.int32((bits + np.int32(127)) << np.int32(23))
-    return y * np.int32(exponent).view(np.float32)
+    return _times_power_of_2(y, shifted)
 
 
 @jit()

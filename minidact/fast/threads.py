@@ -76,8 +76,8 @@ def are_slow() -> bool:
 
 # How long a thread of GNU's OpenMP waits awake for the others: by default milliseconds. Where other
 # programs run, too, those who wait then keep those who are waited for from working. So many turns
-# are a tenth of a millisecond, the longest pause between two kernels of a pass: with fewer it falls
-# asleep within a pass, and after a rest of the program several passes take three times as long.
+# took a quarter of a millisecond, longer than the pauses between the kernels of a pass. With fewer
+# (1000) they fall asleep within a pass, and the first ones after a rest take thrice as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if "numba" not in sys.modules:
     limit_threads()
