@@ -262,3 +262,24 @@ def classifier_backward(dlogits, cache, grads, calc=ops):
     dpooled = calc.dropout_backward(dpooled, drop_cache)
     dpooled = calc.tanh_backward(dpooled, tanh_cache)
     return linear_backward(grads, "bert.pooler.dense", dpooled, pool_cache, calc)
+
+
+LOSSES = {"single_label_classification": "cross_entropy", "regression": "squared_error"}
+
+
+def classifier_loss_forward(summary, params, config: Config, labels, calc=ops, rng=None):
+    """The loss of the classifier's answer: summary (B, C) -> losses (B,), cache.
+
+    labels: (B,) classes or (B, Y) probabilities; of a regression (B,) numbers.
+    """
+    logits, head_cache = classifier_forward(params, config, summary, calc, rng)
+    loss = LOSSES[known("problem_type", config.problem_type, LOSSES)]
+    losses, loss_cache = getattr(calc, f"{loss}_forward")(logits, labels)
+    return losses, (loss, head_cache, loss_cache)
+
+
+def classifier_loss_backward(dlosses, cache, grads, calc=ops):
+    """dlosses (B,) -> dsummary (B, C); fills grads."""
+    loss, head_cache, loss_cache = cache
+    dlogits = getattr(calc, f"{loss}_backward")(dlosses, loss_cache)
+    return classifier_backward(dlogits, head_cache, grads, calc)

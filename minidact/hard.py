@@ -2,7 +2,8 @@
 
 For every layer, on the rows still alive:
   1. planning gates: which sentences include the layer (the first is always included);
-  2. token gates: which of their rows stay, by the attention they got in the last layer that ran;
+  2. token gates or selection: which of their rows stay, by the attention that they got in the last
+     layer that ran, or by what a policy says of them;
   3. the layer, on those rows only;
   4. halting: sentences whose answer can change no more leave.
 1, 2 and 4 are one act, choosing rows of a ragged batch, so time falls with the work at any batch
@@ -18,7 +19,7 @@ from . import bert, ragged
 from .config import Config
 from .errors import InputError, known
 from .fast.layers import Reference
-from .mechanisms import KNOBS, exits, planning, token_gates
+from .mechanisms import KNOBS, exits, planning, selection, token_gates
 from .network import Network, full_macs, has_classifier, macs
 from .ragged import Batch
 
@@ -35,6 +36,7 @@ class Answers(NamedTuple):
     layers_run: np.ndarray  # (B, L) bool
     lengths: np.ndarray  # (B, L) int, rows that each layer worked on
     stayed: np.ndarray  # (T,) int, the first layer that a token was dropped before; L: never
+    chances: np.ndarray  # (T, R) pi, when each policy was asked about the token; NaN: it was not
     macs: np.ndarray  # (B,) int, multiply-adds executed
     macs_full: np.ndarray  # (B,) int, the same with no mechanism in use
     so_far: np.ndarray  # (B, L, Y) the accumulated answer a_n after each layer
@@ -114,6 +116,7 @@ class _Pass:
         self.halting = self.config.mechanisms.get("halting")
         self.planning = "planning" in knobs.use and self.config.mechanisms["planning"]
         self.gates = "tokens" in knobs.use and self.config.mechanisms["tokens"]
+        self.selection = "selection" in knobs.use and self.config.mechanisms["selection"]
         if self.halting:
             trained = known("trained", self.halting.trained, exits.HEADS)
             self.rule = exits.RULES[knobs.rule or exits.HEADS[trained].rule]
@@ -126,13 +129,18 @@ class _Pass:
         self.offsets, self.alive = batch.offsets, np.arange(count)
         self.place, self.received = np.arange(len(self.x)), np.zeros(len(self.x), dtype)
         self.a, self.p = np.zeros((count, labels), dtype), np.ones(count, dtype)
-        pool = self.gates and self.config.summary == "mean" and self.gates.pool
-        self.counts_all = pool and not token_gates.counts_what_is_left(pool)
+        left = not self.gates or token_gates.counts_what_is_left(self.gates.pool)
+        if self.selection:
+            left = selection.counts_what_is_left(self.selection.selection_pool)
+        self.counts_all = self.config.summary == "mean" and not left
         self.dropped = np.zeros((count, self.config.hidden_size if self.counts_all else 0), dtype)
         # what is reported of all sentences (B)
         self.answer = np.zeros((count, labels), dtype)
         self.asked = {name: np.zeros(count, int) for name in self.config.mechanisms}
         self.lengths, self.stayed = np.zeros((depth, count), int), np.full(len(self.x), depth)
+        often = self.selection.reductions if self.selection else 0
+        self.policies = {n: r for r, n in enumerate(selection.places(depth, often))}
+        self.chances = np.full((len(self.policies), len(self.x)), np.nan, dtype)
         self.so_far = np.full((depth, count, labels), np.nan, dtype)
         self.h = np.ones((depth, count), dtype)
         self.doubts, self.margins = np.full((2, depth, count), np.nan)
@@ -162,10 +170,13 @@ class _Pass:
 
     def drop_tokens(self, layer: int, run):
         """2. Rows of the sentences in run whose gate is closed leave for good."""
-        if layer == 0 or not self.gates:
-            return
         asked = np.ones(len(self.alive), bool) if run is None else run
-        keep = self.layers.stays(layer, self.received, self.offsets, asked, self.knobs.keep)
+        if layer and self.gates:
+            keep = self.layers.stays(layer, self.received, self.offsets, asked, self.knobs.keep)
+        elif layer in self.policies:
+            keep = self.selected(layer, asked)
+        else:
+            return
         if keep.all():
             return
         self.stayed[self.place[~keep]] = layer
@@ -173,6 +184,18 @@ class _Pass:
             self.layers.add_dropped(self.x, self.offsets, keep, self.dropped)
         rows, self.offsets = ragged.thin(self.offsets, keep)
         self._take(rows)
+
+    def selected(self, layer: int, run):
+        """Which rows a policy lets go on; it is asked about the sentences in run, (B',) bool."""
+        asked = selection.asked(self.offsets, run)
+        if not asked.any():
+            return ~asked
+        pi = self.layers.policy(selection.policy_name(layer), self.x[asked])
+        self.chances[self.policies[layer], self.place[asked]] = pi
+        self.asked["selection"][self.alive[run]] += ragged.lengths(self.offsets)[run] - 1
+        keep = ~asked
+        keep[asked] = pi >= self.knobs.selection_threshold
+        return keep
 
     def run_layer(self, layer: int, run):
         """3. The layer, on the rows of the sentences in run and on no other."""
@@ -232,7 +255,7 @@ class _Pass:
                 self.answer, _ = calc.softmax_forward(self.answer)
         lengths = self.lengths.T
         return Answers(
-            self.answer, lengths > 0, lengths, self.stayed,
+            self.answer, lengths > 0, lengths, self.stayed, self.chances.T,
             macs(config, lengths, self.asked), full_macs(config, self.all_lengths),
             self.so_far.swapaxes(0, 1), self.doubts.T, self.margins.T,
         )  # fmt: skip
@@ -241,7 +264,7 @@ class _Pass:
         self.x, self.place, self.received = self.x[rows], self.place[rows], self.received[rows]
 
     def _summary(self):
-        """(B', C): [CLS] rows, or means of the rows as the token gates' `pool` counts them."""
+        """(B', C): [CLS] rows, or means of the rows as gates' or selection's pool counts them."""
         s = self.layers.summary(self.x, self.offsets)
         if not self.counts_all:
             return s

@@ -183,21 +183,29 @@ def log_softmax(x):
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def cross_entropy_forward(logits, labels):
-    """Returns -log softmax(logits)[label] of each sentence, (B,), and a cache.
+def one_hot(labels, like):
+    """Returns labels (B,) int as probabilities, of the shape and dtype of like (B, Y).
 
-    logits (B, Y); labels (B,) int.
+    Labels that are probabilities already, (B, Y), stay what they are.
     """
-    log_probs = log_softmax(logits)
-    return -log_probs[np.arange(len(labels)), labels], (np.exp(log_probs), labels)
+    if labels.ndim == 2:
+        return labels.astype(like.dtype)
+    return np.eye(like.shape[1], dtype=like.dtype)[labels]
+
+
+def cross_entropy_forward(logits, labels):
+    """Returns -sum_y t_y log softmax(logits)_y of each sentence, (B,), and a cache.
+
+    logits (B, Y); labels (B,) int, or t (B, Y) itself, which sums to 1.
+    """
+    log_probs, targets = log_softmax(logits), one_hot(labels, logits)
+    return -(targets * log_probs).sum(1), (np.exp(log_probs), targets)
 
 
 def cross_entropy_backward(dlosses, cache):
     """Returns dlogits (B, Y) for dlosses (B,)."""
-    probs, labels = cache
-    dlogits = probs.copy()
-    dlogits[np.arange(len(labels)), labels] -= 1
-    return dlogits * dlosses[:, None]
+    probs, targets = cache
+    return (probs - targets) * dlosses[:, None]
 
 
 def squared_error_forward(values, targets):

@@ -65,7 +65,8 @@ class Counting:
 
 def prices(**changes):
     """A training's prices by their options' names; without any, gates cost nothing."""
-    changes = {"layer_cost": 0.0, "explore": None, "token_cost": 0.0, "bimodal": 0.0} | changes
+    free = {"layer_cost": 0.0, "token_cost": 0.0, "bimodal": 0.0, "selection_cost": 0.0}
+    changes = free | {"explore": None} | changes
     out = {}
     for name, record in MECHANISMS.items():
         own = {key: changes.pop(key) for key in knobs_of(record.prices) if key in changes}

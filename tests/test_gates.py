@@ -1,4 +1,4 @@
-"""Planning gates and token gates, alone and together with halting: what they promise."""
+"""Gates of layers and of tokens, selection too, alone and with halting: what they promise."""
 
 from itertools import pairwise
 
@@ -15,6 +15,7 @@ from minidact.hard import Knobs
 from minidact.mechanisms import MECHANISMS, planning, token_gates
 from minidact.mechanisms.exits import Halting
 from minidact.mechanisms.planning import Planning
+from minidact.mechanisms.selection import Selection
 from minidact.mechanisms.token_gates import TokenGates
 from minidact.network import Network
 from minidact.ragged import Batch
@@ -26,14 +27,23 @@ pools, summaries = st.sampled_from(["last", "left"]), st.sampled_from(["cls", "m
 
 @st.composite
 def gated_models(draw, layers=4, halting=True):
-    """A model whose gates are 0 or 1, and that plans and halts one way here, another there."""
+    """A model whose gates are 0 or 1, and that plans and halts one way here, another there.
+
+    Its words are dropped by token gates, or selected.
+    """
     rng = np.random.default_rng(draw(seeds))
+    words = draw(st.one_of(
+        st.builds(TokenGates, st.just(4), ranks, pools),
+        st.builds(Selection, st.just(3), st.integers(1, 4), pools),
+    ))  # fmt: skip
+    name = "tokens" if isinstance(words, TokenGates) else "selection"
     config = small_config(
         layers=layers, summary=draw(summaries), halting=Halting(4, True) if halting else None,
-        planning=Planning(draw(planners), 3), tokens=TokenGates(4, draw(ranks), draw(pools)),
+        planning=Planning(draw(planners), 3), **{name: words},
     )  # fmt: skip
     params = random_params(config, rng)
-    params[token_gates.NAME] = rng.integers(0, 2, params[token_gates.NAME].shape).astype(float)
+    if name == "tokens":
+        params[token_gates.NAME] = rng.integers(0, 2, params[token_gates.NAME].shape).astype(float)
     for name in params:
         if name.endswith("classifier.weight"):
             params[name] *= 6
@@ -42,21 +52,29 @@ def gated_models(draw, layers=4, halting=True):
     return config, params, rng
 
 
+def gates_of(config):
+    """All that the model carries, but halting."""
+    return tuple(name for name in config.mechanisms if name != "halting")
+
+
 # ---------------------------------------------------------------------------- the two passes
 
 
-@given(gated_models(halting=True), offsets_strategy(4, 6), st.sampled_from(["both", *MECHANISMS]))
-def test_soft_and_hard_pass_agree_for_gates_at_0_and_1(gated, offsets, which):
+@given(
+    gated_models(halting=True), offsets_strategy(4, 6), st.sampled_from(["both", *MECHANISMS]),
+    st.sampled_from(["reinforce", "gumbel"]),
+)  # fmt: skip
+def test_soft_and_hard_pass_agree_for_gates_at_0_and_1(gated, offsets, which, estimator):
     config, params, rng = gated
-    if which == "planning":
+    if which == "planning" and token_gates.NAME in params:
         params[token_gates.NAME][:] = 1
-    if which == "tokens":
+    if which in ("tokens", "selection"):
         params = {k: np.where(k.startswith("planning."), 9, p) for k, p in params.items()}
     batch = random_batch(offsets, config, rng)
     labels = rng.integers(0, 2, len(offsets) - 1)
-    net = Network(params, config)
-    losses, terms, _ = soft.soft_forward(net, batch, labels, prices(tau=0.0, alpha=0.0))
-    answers = hard.hard_forward(net, batch, Knobs(("planning", "tokens")))
+    net, price = Network(params, config), prices(tau=0.0, alpha=0.0, estimator=estimator)
+    losses, terms, _ = soft.soft_forward(net, batch, labels, price)
+    answers = hard.hard_forward(net, batch, Knobs(gates_of(config)))
     picked = np.maximum(answers.probs[np.arange(len(labels)), labels], 1e-8)
     np.testing.assert_allclose(losses, -np.log(picked), rtol=1e-9)
     np.testing.assert_allclose(terms["answer"], -np.log(picked).mean(), rtol=1e-9)
@@ -70,7 +88,7 @@ def test_soft_and_hard_pass_agree_without_halting(gated, offsets):
     batch, labels = random_batch(offsets, config, rng), rng.integers(0, 2, len(offsets) - 1)
     net = Network(params, config)
     losses, terms, _ = soft.soft_forward(net, batch, labels, prices())
-    probs = hard.hard_forward(net, batch, Knobs(("planning", "tokens"))).probs
+    probs = hard.hard_forward(net, batch, Knobs(gates_of(config))).probs
     expected = -np.log(probs[np.arange(len(labels)), labels])
     np.testing.assert_allclose(losses, expected, rtol=1e-9)
     np.testing.assert_allclose(terms["loss"], expected.mean(), rtol=1e-9)
@@ -81,7 +99,7 @@ def test_soft_and_hard_pass_agree_without_halting(gated, offsets):
 def test_halting_changes_no_class_whatever_the_gates_do(gated, offsets, use, bound):
     config, params, rng = gated
     batch = random_batch(offsets, config, rng)
-    others = tuple(name for name in use if name != "halting")
+    others = tuple(name for name in use if name in gates_of(config))
     through = hard.hard_forward(Network(params, config), batch, Knobs(others))
     halted = hard.hard_forward(
         Network(params, config), batch, Knobs((*others, "halting"), bound=bound)
@@ -95,7 +113,8 @@ def test_halting_changes_no_class_whatever_the_gates_do(gated, offsets, use, bou
 def test_macs_reported_are_macs_executed(gated, offsets, use, slack, threshold):
     config, params, rng = gated
     batch, counting = random_batch(offsets, config, rng), Counting()
-    knobs = Knobs(use, slack=slack, threshold=threshold)
+    use = tuple(name for name in use if name in config.mechanisms)
+    knobs = Knobs(use, slack=slack, threshold=threshold, selection_threshold=threshold)
     answers = hard.hard_forward(Network(params, config, counting), batch, knobs)
     assert answers.macs.sum() == counting.macs
     # what is reported as a token's last layer is what the layers worked on
@@ -108,6 +127,7 @@ def test_macs_reported_are_macs_executed(gated, offsets, use, slack, threshold):
 @given(gated_models(), offsets_strategy(5, 6), uses)
 def test_a_sentence_does_not_depend_on_its_neighbours(gated, offsets, use):
     config, params, rng = gated
+    use = tuple(name for name in use if name in config.mechanisms)
     batch = random_batch(offsets, config, rng)
     together = hard.hard_forward(Network(params, config), batch, Knobs(use))
     parts = [ragged.split(array, offsets) for array in batch[:2]]

@@ -11,9 +11,10 @@ from networks import prices, random_batch, random_params, small_config
 
 from minidact import bert, ops, soft
 from minidact.gradcheck import check_gradient, check_op
-from minidact.mechanisms import dact, planning, token_gates
+from minidact.mechanisms import dact, planning, selection, token_gates
 from minidact.mechanisms.exits import Halting
 from minidact.mechanisms.planning import Planning
+from minidact.mechanisms.selection import Selection
 from minidact.mechanisms.token_gates import TokenGates
 from minidact.network import Network
 
@@ -293,6 +294,12 @@ KINDS = {
         "halting": Halting(4, False), "planning": Planning("path", 3),
         "tokens": TokenGates(3, "relative", "left"),
     },
+    "selection": {"selection": Selection(3, 2, "last")},
+    "selection left": {"selection": Selection(3, 1, "left")},
+    "all selection": {
+        "halting": Halting(4, False), "planning": Planning("steps", 3),
+        "selection": Selection(3, 2, "left"),
+    },
 }  # fmt: skip
 
 
@@ -303,7 +310,8 @@ def test_whole_loss(kind, seed, offsets, summary, ponder):
     """Every parameter's gradient of the whole loss.
 
     A drawn u is 0 or 1, and its gradient goes straight through; so that finite differences have
-    something to see, u is pi itself here, for which the same gradient is exact. Ranks are held as
+    something to see, u is pi itself here, for which the same gradient is exact. So it is with
+    selection's "gumbel" ("reinforce" is in test_selection.py). Ranks are held as
     they are: where two tokens are nearly level they would change places within the step, and no
     gradient sees such a jump.
     """
@@ -313,9 +321,11 @@ def test_whole_loss(kind, seed, offsets, summary, ponder):
     params, batch = random_params(config, rng), random_batch(offsets, config, rng)
     count, regression = len(offsets) - 1, config.problem_type == "regression"
     labels = rng.standard_normal(count) if regression else rng.integers(0, 3, count)
+    if not regression and seed % 2:
+        labels = rng.dirichlet(np.ones(3), count)  # another model's answers
     costs = prices(
         tau=0.3, alpha=0.7, ponder=ponder, layer_cost=0.6, layer_target=0.3, token_cost=0.8,
-        bimodal=0.5,
+        bimodal=0.5, estimator="gumbel", selection_cost=0.9,
     )  # fmt: skip
 
     ranks, bins_of = {}, token_gates.bins_of  # {layer's turn: the bins of its tokens}
@@ -324,6 +334,9 @@ def test_whole_loss(kind, seed, offsets, summary, ponder):
         rng, turns = np.random.default_rng(seed), count_from(0)  # the same dropout every time
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(planning, "draw", lambda pi, rng, threshold=0.5: pi)
+            sigmoid = lambda z: ops.sigmoid_forward(z)[0]  # noqa: E731
+            drawn = lambda z, asked, rng: np.where(asked, sigmoid(z), 1.0)  # noqa: E731
+            patch.setattr(selection, "draw", drawn)
             held = lambda *given: ranks.setdefault(next(turns), bins_of(*given))  # noqa: E731
             patch.setattr(token_gates, "bins_of", held)
             net = Network(params, config, rng=rng)

@@ -11,11 +11,11 @@ import numpy as np
 from .. import bert
 from ..config import Config
 from ..errors import known
-from ..mechanisms import dact, planning, token_gates
+from ..mechanisms import dact, planning, selection, token_gates
 from ..ragged import Batch
 from ..tensors import stored
 from . import kernels
-from .gemm import PANEL, multiply, panels_of_rows, starts_of, widened
+from .gemm import PANEL, linear_packed, multiply, panels_of_rows, starts_of, widened
 from .jit import HALVES, jit
 from .special import exp
 
@@ -42,6 +42,10 @@ class Decisions:
         self.units = [self._head(dact.unit_name(n), parts) for n in range(layers) if halting]
         names = planning.names(shape.planner, layers) if shape else []
         self.planners = {name: self._head(name, ("hidden", "gate")) for name in names}
+        select = config.mechanisms.get("selection")
+        at = selection.places(layers, select.reductions) if select else []
+        names = [selection.policy_name(n) for n in at]
+        self.policies = {name: self._head(name, ("hidden", "gate")) for name in names}
 
     def _head(self, name, parts):
         """A small network: its first matrix and bias in panels, the others as they are."""
@@ -72,6 +76,12 @@ class Decisions:
         panels, starts, w, b = self.planners[name]
         pi = np.empty((len(s), len(w)), np.float32)
         _planner(s, panels, starts, w, b, pi)
+        return pi
+
+    def policy(self, name: str, x):
+        """selection.policy_forward, and its sigmoid: x (T, C) -> pi (T,)."""
+        pi = np.empty(len(x), np.float32)
+        _policy(x, *self.policies[name], pi)
         return pi
 
     def unit(self, layer: int, s, a, p):
@@ -155,6 +165,14 @@ def _planner(s, panels, starts, w, b, pi):
             t_r[c] = F(1.0) - F(2.0) / (F(1.0) + exp(t_r[c] + t_r[c]))  # tanh
         for d in range(len(w)):
             pi[r, d] = _sigmoid(_dot(t_r, w[d]) + b[d])
+
+
+@jit()
+def _policy(x, panels, starts, w, b, pi):
+    t, gelu = np.empty((len(x), w.shape[1]), np.float32), len(x) > 0
+    linear_packed(x, panels, starts, gelu, t)
+    for r in range(len(x)):
+        pi[r] = _sigmoid(_dot(t[r], w[0]) + b[0])
 
 
 @jit()

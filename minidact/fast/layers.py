@@ -11,7 +11,7 @@ import numpy as np
 from .. import bert, ops, ragged
 from ..config import Config
 from ..errors import InputError, known
-from ..mechanisms import dact, planning, token_gates
+from ..mechanisms import dact, planning, selection, token_gates
 from ..ragged import Batch
 from .packed import Encoder
 from .packed_int8 import EncoderInt8
@@ -39,6 +39,11 @@ class Reference:
     def planner(self, name: str, s):
         """s (B, C) -> pi (B, D)."""
         return planning.planner_forward(s, self.params, name, self.calc)[0]
+
+    def policy(self, name: str, x):
+        """x (T, C) -> pi (T,)."""
+        z, _ = selection.policy_forward(x, self.params, name, self.calc)
+        return self.calc.sigmoid_forward(z)[0]
 
     def unit(self, layer: int, s, a, p):
         """s (B, C), a (B, Y), p (B,) before the layer -> y (B, Y), h (B,), and a, p after it."""

@@ -156,19 +156,20 @@ def accumulate_backward(da, dp, cache):
 
 
 def answer_loss_forward(a, labels):
-    """a (B, Y), labels (B,) -> -log max(a[label], 1e-8), (B,)."""
-    picked = a[np.arange(len(a)), labels]
-    return -np.log(np.maximum(picked, a.dtype.type(ANSWER_FLOOR))), (a.shape, picked, labels)
+    """a (B, Y), labels (B,) -> -log max(a[label], 1e-8), (B,).
+
+    Of labels that are probabilities t (B, Y): -sum_y t_y log max(a_y, 1e-8).
+    """
+    targets = ops.one_hot(labels, a)
+    logs = np.log(np.maximum(a, a.dtype.type(ANSWER_FLOOR)))
+    return -(targets * logs).sum(1), (a, targets)
 
 
 def answer_loss_backward(dlosses, cache):
     """dlosses (B,) -> da (B, Y); 0 where the floor holds."""
-    shape, picked, labels = cache
-    da = np.zeros(shape, picked.dtype)
-    alive = picked > ANSWER_FLOOR
-    rows = np.flatnonzero(alive)
-    da[rows, labels[alive]] = -dlosses[alive] / picked[alive]
-    return da
+    a, targets = cache
+    alive = a > ANSWER_FLOOR
+    return np.where(alive, -dlosses[:, None] * targets / np.where(alive, a, 1), 0).astype(a.dtype)
 
 
 def ponder_cost_forward(p, h, kind="p"):
@@ -213,7 +214,7 @@ def targets(y, labels, distill: float):
 
     distill: that share. The last head learns from the labels alone. y_L counts as a constant.
     """
-    out = np.tile(np.eye(y.shape[2], dtype=y.dtype)[labels], (len(y), 1, 1))
+    out = np.tile(ops.one_hot(labels, y[0]), (len(y), 1, 1))
     out[:-1] += distill * (y[-1] - out[:-1])
     return out
 
@@ -221,9 +222,9 @@ def targets(y, labels, distill: float):
 def loss_forward(z, y, h, u, labels, prices):
     """The whole loss, -log a_L[label] + tau rho + alpha mean_n CE(y_n).
 
-    z, y (L, B, Y), h (L, B), labels (B,); u (L, B): which layers ran, or None; prices: tau, alpha,
-    distill and ponder as in the record of halting (exits.py). Returns losses (B,), each term's mean
-    by its name, cache.
+    z, y (L, B, Y), h (L, B), labels (B,) or (B, Y); u (L, B): which layers ran, or None; prices:
+    tau, alpha, distill and ponder as in the record of halting (exits.py). Returns losses (B,), each
+    term's mean by its name, cache.
     """
     a, p, sum_cache = accumulate_forward(y, h, u)
     answer, answer_cache = answer_loss_forward(a, labels)

@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ops
+from ..errors import known
 from . import dact
 from .record import Knob, Mechanism, Sizes, setting
 
@@ -162,23 +163,22 @@ def geometric(prior: float, layers: int):
 
 
 def pondernet_forward(z, h, labels, beta: float, prior: float):
-    """z (L, B, Y) logits, h (L, B), labels (B,) -> sum_n q_n CE_n + beta KL, (B,)."""
+    """z (L, B, Y) logits, h (L, B), labels (B,) or (B, Y) -> sum_n q_n CE_n + beta KL, (B,)."""
     log_y = ops.log_softmax(z)
-    ce = -log_y[:, np.arange(len(labels)), labels]  # (L, B)
+    targets = ops.one_hot(labels, z[0])
+    ce = -(targets * log_y).sum(2)  # (L, B)
     on = np.cumprod(np.concatenate([np.ones_like(h[:1]), h[:-1]]), 0)  # h_1 .. h_{n-1}
     q = on * (1 - h)
     q[-1] = on[-1]  # the last layer has to answer
     ratio = np.log(np.maximum(q, TINY)) - np.log(geometric(prior, len(h)))[:, None].astype(q.dtype)
     losses = (q * (ce + beta * ratio)).sum(0)
-    return losses, (h, labels, beta, log_y, ce, on, q, ratio)
+    return losses, (h, targets, beta, log_y, ce, on, q, ratio)
 
 
 def pondernet_backward(dlosses, cache):
     """dlosses (B,) -> dz (L, B, Y), dh (L, B)."""
-    h, labels, beta, log_y, ce, on, q, ratio = cache
-    dz = np.exp(log_y)
-    dz[:, np.arange(len(labels)), labels] -= 1
-    dz *= (q * dlosses)[..., None]
+    h, targets, beta, log_y, ce, on, q, ratio = cache
+    dz = (np.exp(log_y) - targets) * (q * dlosses)[..., None]
     dq = (ce + beta * (ratio + (q > TINY))) * dlosses  # d (q log q) = log q + 1
     dh, later = np.zeros_like(h), np.zeros_like(h[0])  # later: d loss / d on_{n+1}
     for n in reversed(range(len(h))):
@@ -225,6 +225,38 @@ HEADS = {
         bias=lambda prices: math.log((1 - prices.prior) / prices.prior),
     ),
 }  # fmt: skip
+
+
+def units_forward(summaries, params: dict, calc=ops):
+    """Every layer's unit: summaries (L of (B, C)) -> z, y (L, B, Y), h (L, B), caches."""
+    units = [
+        dact.unit_forward(s, params, dact.unit_name(layer), calc)
+        for layer, s in enumerate(summaries)
+    ]
+    z, y, h, caches = zip(*units, strict=True)
+    return np.stack(z), np.stack(y), np.stack(h), caches
+
+
+def heads_forward(summaries, params: dict, trained: str, u, labels, prices, calc=ops):
+    """The units, and the loss that `trained` says -> losses (B,), terms {name: mean}, cache.
+
+    u (L, B): which layers a sentence ran; labels: (B,) classes, or (B, Y) probabilities.
+    """
+    z, y, h, unit_caches = units_forward(summaries, params, calc)
+    heads = HEADS[known("trained", trained, HEADS)]
+    losses, terms, loss_cache = heads.forward(z, y, h, u, labels, prices)
+    return losses, terms, (heads, unit_caches, loss_cache)
+
+
+def heads_backward(dlosses, cache, grads: dict, calc=ops):
+    """dlosses (B,) -> dsummaries (L of (B, C)), du (L, B) or None; fills grads."""
+    heads, unit_caches, loss_cache = cache
+    dz, dy, dh, du = heads.backward(dlosses, loss_cache)
+    dsummaries = [
+        dact.unit_backward(dz[n], dy[n], dh[n], unit_cache, grads, calc)
+        for n, unit_cache in enumerate(unit_caches)
+    ]
+    return dsummaries, du
 
 
 # ---------------------------------------------------------------------------- the record

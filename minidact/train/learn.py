@@ -9,6 +9,7 @@ from .. import optim, soft
 from ..errors import InputError
 from ..network import Network
 from ..ragged import Batch
+from . import guide
 
 DECIDED = 0.9  # after this share of the steps token gates are 0 or 1, and the rest gets used to it
 
@@ -17,9 +18,11 @@ def prices_at(done: float, prices: dict[str, Any]) -> dict[str, Any]:
     """The prices after a share of the steps, `done`: their schedules.
 
     At first layers are explored, and cost nothing. tau and lambda_1 rise. lambda_2 rises from 0.4
-    of the steps on, and is whole when the token gates are decided.
+    of the steps on, and is whole when the token gates are decided. A guide is followed at first.
     """
     halting, planning, gates = prices["halting"], prices["planning"], prices["tokens"]
+    select = prices["selection"]
+    guided = select.guided if done <= select.guided else 0.0
     ramp = min(1.0, done / halting.tau_ramp) if halting.tau_ramp else 1.0
     exploring = {"layer_cost": 0.0} if done <= planning.explore_share else {"explore": None}
     late = min(1.0, max(0.0, (done - 0.4) / (DECIDED - 0.4)))
@@ -27,7 +30,15 @@ def prices_at(done: float, prices: dict[str, Any]) -> dict[str, Any]:
         "halting": replace(halting, tau=halting.tau * ramp),
         "planning": replace(planning, **exploring),
         "tokens": replace(gates, token_cost=ramp * gates.token_cost, bimodal=late * gates.bimodal),
+        "selection": replace(select, guided=guided),
     }
+
+
+def follows_guide(net: Network, prices: dict) -> bool:
+    """Is one of selection's samples a guide's choice?"""
+    select = prices["selection"]
+    guided = select.policy_only and select.estimator == "reinforce" and select.guided > 0
+    return guided and "selection" in net.config.mechanisms
 
 
 def learn(
@@ -39,7 +50,9 @@ def learn(
     labels, prices: see soft.soft_forward; rates: the learning rate of each parameter. Raises
     InputError if the loss or the gradient is not finite; then nothing has changed.
     """
-    _, terms, cache = soft.soft_forward(net, batch, labels, prices)
+    follow = prices is not None and follows_guide(net, prices)
+    scores = guide.scores(net, batch, labels) if follow else None
+    _, terms, cache = soft.soft_forward(net, batch, labels, prices, scores)
     grads = soft.soft_backward(cache)
     norm = optim.gradient_norm(grads, net.calc)
     for what, value in (("loss", terms["loss"]), ("gradient's norm", norm)):

@@ -1,0 +1,385 @@
+"""Learned selection: its parts' gradients, and what REINFORCE promises of the whole."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from conftest import offsets_strategy, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import prices, random_batch, random_params, small_config
+
+from minidact import hard, ops, ragged, soft
+from minidact.config import Config
+from minidact.errors import InputError
+from minidact.gradcheck import check_gradient, check_op
+from minidact.mechanisms import selection
+from minidact.mechanisms.exits import Halting
+from minidact.mechanisms.planning import Planning
+from minidact.mechanisms.selection import Selection
+from minidact.network import Network
+from minidact.train import guide
+
+sizes = st.integers(1, 6)
+
+
+# ---------------------------------------------------------------------------- the parts
+
+
+@given(seeds, sizes, sizes, sizes)
+def test_policy(seed, rows, size, width):
+    rng = np.random.default_rng(seed)
+    table = selection.shapes("selection.layer.1", size, width)
+    params = {name: rng.standard_normal(shape) for name, shape in table.items()}
+    x = rng.standard_normal((rows, size))
+    z, cache = selection.policy_forward(x, params, "selection.layer.1")
+    assert z.shape == (rows,)
+
+    def value(x, params):
+        return selection.policy_forward(x, params, "selection.layer.1")[0]
+
+    check_gradient(
+        lambda x: value(x, params), lambda v: selection.policy_backward(v, cache, {}), x, rng, "x"
+    )
+    for name in table:
+
+        def gradient(v, name=name):
+            grads = {}
+            selection.policy_backward(v, cache, grads)
+            return grads[name]
+
+        swapped = lambda p, name=name: value(x, {**params, name: p})  # noqa: E731
+        check_gradient(swapped, gradient, params[name], rng, name)
+
+
+@given(seeds, offsets_strategy(4, 6), sizes)
+def test_choices_and_what_leaves(seed, offsets, columns):
+    rng = np.random.default_rng(seed)
+    rows, count = offsets[-1], len(offsets) - 1
+    asked, stays = rng.random((2, rows)) < 0.6
+    stays |= ~asked
+    stays[offsets[:-1]] = True
+    choice = {"z": rng.standard_normal(rows), "stays": stays, "asked": asked, "offsets": offsets}
+    check_op(selection.log_chance_forward, selection.log_chance_backward, choice, rng)
+    mean = {"mean": rng.standard_normal((count, columns)), "dropped": rng.random((count, columns))}
+    mean |= {"left": np.full(count, 2), "whole": ragged.lengths(offsets) + 2}
+    check_op(selection.whole_mean_forward, selection.whole_mean_backward, mean, rng)
+    # what leaves: x goes on, or into the sum of what has left
+    x, before = rng.standard_normal((rows, columns)), rng.standard_normal((count, columns))
+    v, w = rng.standard_normal((stays.sum(), columns)), rng.standard_normal((count, columns))
+
+    def value(x):
+        out, after, dropped, _ = selection.leave_forward(x, offsets, stays, before)
+        assert len(out) == after[-1]
+        return np.sum(v * out) + np.sum(w * dropped)
+
+    cache = selection.leave_forward(x, offsets, stays, before)[-1]
+    check_gradient(value, lambda c: selection.leave_backward(c * v, c * w, cache), x, rng)
+    plain = selection.leave_backward(v, None, cache)
+    assert (plain[stays] == v).all()
+    assert not plain[~stays].any()
+
+
+def test_the_chance_of_a_choice():
+    z, offsets = np.log([1 / 3, 3.0, 1.0, 9.0]), np.array([0, 2, 4])  # pi 1/4, 3/4, 1/2, 9/10
+    asked, stays = np.array([0, 1, 1, 1], bool), np.array([1, 0, 1, 0], bool)
+    log_p, _ = selection.log_chance_forward(z, stays, asked, offsets)
+    np.testing.assert_allclose(np.exp(log_p), [1 / 4, 1 / 2 * 1 / 10])
+    big, _ = selection.log_chance_forward(1e3 * z, stays, asked, offsets)
+    assert np.isfinite(big).all()
+
+
+def test_words_are_drawn_with_the_policys_probability(rng):
+    z = np.repeat([-2.0, 0.0, 1.0], 20_000)
+    asked = np.ones(len(z), bool)
+    stays = selection.draw(z, asked, rng)
+    expected = 1 / (1 + np.exp([2.0, 0.0, -1.0]))
+    np.testing.assert_allclose(stays.reshape(3, -1).mean(1), expected, atol=0.02)
+    assert selection.draw(z[::20_000], asked[:3], None).tolist() == [False, True, True]
+    assert selection.draw(z[::20_000], asked[:3], None, 0.6).tolist() == [False, False, True]
+    assert selection.draw(z[::20_000], ~asked[:3], rng).all()
+
+
+def test_a_guide_chooses_as_many_as_the_policy_would():
+    offsets, z = np.array([0, 5, 9]), np.full(9, 0.0)  # pi 1/2: 2 of 4, and 2 (1.5) of 3
+    scores = np.array([9, 1, 4, 2, 3, 9, 0, 5, 6.0])
+    stays = selection.foremost(z, selection.asked(offsets), scores, offsets)
+    assert stays.tolist() == [True, False, True, False, True, True, False, True, True]
+    none = selection.foremost(z, selection.asked(offsets, np.array([False, True])), scores, offsets)
+    assert none[:5].all()
+
+
+def test_the_places_of_policies():
+    assert selection.places(6, 2) == [1, 3]
+    assert selection.places(12, 2) == [1, 6]
+    assert selection.places(2, 2) == [1]
+    assert selection.places(6, 1) == [1]
+    assert selection.places(6, 3) == [1, 2, 4]
+    assert selection.places(3, 9) == [1, 2]
+
+
+def test_an_advantage_is_what_the_others_are_not(rng):
+    costs = rng.standard_normal((5, 3))
+    others = [np.delete(costs, k, 0).mean(0) for k in range(5)]
+    np.testing.assert_allclose(selection.advantages(costs), costs - others)
+    assert not selection.advantages(costs[:1]).any()
+
+
+# ---------------------------------------------------------------------------- the estimate
+
+CARRIED = {
+    "plain": {},
+    "halting": {"halting": Halting(3, False)},
+    "halting planning": {"halting": Halting(3, False), "planning": Planning("steps", 2)},
+    "path": {"planning": Planning("path", 2)},
+}
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+@given(
+    seeds, offsets_strategy(3, 4), st.sampled_from(["cls", "mean"]),
+    st.sampled_from(["last", "left"]), st.integers(2, 3),
+)  # fmt: skip
+def test_the_gradient_is_that_of_costs_and_log_chances(kind, seed, offsets, summary, pool, samples):
+    """Of mean_k [ task_k + advantage_k log p_k ], with choices and advantages held.
+
+    Layers are included to the share pi, as in test_whole_loss.
+    """
+    rng = np.random.default_rng(seed)
+    config = small_config(
+        layers=3, summary=summary, selection=Selection(3, 2, pool), **CARRIED[kind]
+    )
+    params, batch = random_params(config, rng), random_batch(offsets, config, rng)
+    labels = rng.integers(0, 2, len(offsets) - 1)
+    costs = prices(tau=0.3, alpha=0.7, layer_cost=0.6, selection_cost=0.9, samples=samples)
+    held, log_chances = [], []
+    draw, forward_of_chance = selection.draw, selection.log_chance_forward
+
+    def forward(params):
+        turns = iter(range(99))
+        log_chances.clear()
+
+        def drawn(*given):
+            turn, stays = next(turns), draw(*given)  # in any case, for dropout draws after it
+            if turn == len(held):
+                held.append(stays)
+            return held[turn]
+
+        def chance(*given):
+            log_chances.append(forward_of_chance(*given)[0])
+            return forward_of_chance(*given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(selection, "draw", drawn)
+            patch.setattr(selection, "log_chance_forward", chance)
+            patch.setattr("minidact.mechanisms.planning.draw", lambda pi, *_: pi)
+            net = Network(params, config, rng=np.random.default_rng(seed))
+            return soft.soft_forward(net, batch, labels, costs)
+
+    cache = forward(params)[-1]
+    advantages = selection.advantages(cache[-1]["selection"]).ravel()
+    grads = soft.soft_backward(cache)
+    assert set(grads) == set(params)
+
+    def value(params):
+        loss = forward(params)[1]["loss"]
+        return loss + sum((advantages * log_p).mean() for log_p in log_chances)
+
+    for name in grads:
+        swapped = lambda x, name=name: value({**params, name: x})  # noqa: E731
+        check_gradient(swapped, lambda c, name=name: c * grads[name], params[name], rng, name)
+
+
+def tiny(rng, **carried):
+    """A network so small that all its choices can be tried."""
+    config = small_config(
+        layers=3, summary="mean", selection=Selection(2, 2), hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, **carried,
+    )  # fmt: skip
+    batch = random_batch(np.array([0, 3]), config, rng)
+    return config, random_params(config, rng), batch, np.array([1])
+
+
+def choosing(*actions):
+    """Policies that choose these: for each of their turns an array over all rows but [CLS]'s."""
+    turns = iter(actions)
+
+    def draw(z, asked, rng, threshold=0.5):
+        stays = ~asked
+        stays[asked] = next(turns)[: asked.sum()]
+        return stays
+
+    return draw
+
+
+def choices_of(count):
+    """Every choice of two policies about a text of 1 + count tokens."""
+    for first in product([False, True], repeat=count):
+        for second in product([False, True], repeat=sum(first)):
+            yield np.array(first, bool), np.array(second, bool)
+
+
+def test_the_estimate_is_unbiased(rng):
+    """Over all pairs of choices, each weighted by its chance, it is the gradient of J."""
+    config, params, batch, labels = tiny(rng)
+    costs = prices(selection_cost=0.8, samples=2)
+
+    def tried(pair, params):
+        """Costs (2,), chances (2,) of two samples' choices, and the estimate from them."""
+        chances, forward_of_chance = [], selection.log_chance_forward
+
+        def chance(*given):
+            chances.append(forward_of_chance(*given)[0])
+            return forward_of_chance(*given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(selection, "log_chance_forward", chance)
+            actions = [np.concatenate([a[turn] for a in pair]) for turn in (0, 1)]
+            patch.setattr(selection, "draw", choosing(*actions))
+            cache = soft.soft_forward(Network(params, config, rng=rng), batch, labels, costs)[-1]
+        return cache[-1]["selection"].ravel(), np.exp(sum(chances)), cache
+
+    def expected_cost(params):
+        total, mass = 0.0, 0.0
+        for choice in choices_of(2):
+            cost, chance, _ = tried((choice, choice), params)
+            total, mass = total + cost[0] * chance[0], mass + chance[0]
+        assert mass == pytest.approx(1)
+        return total
+
+    estimate = dict.fromkeys(params, 0.0)
+    for pair in product(choices_of(2), repeat=2):
+        _, chances, cache = tried(pair, params)
+        for name, gradient in soft.soft_backward(cache).items():
+            estimate[name] = estimate[name] + chances.prod() * gradient
+    for name in params:
+        swapped = lambda x, name=name: expected_cost({**params, name: x})  # noqa: E731
+        check_gradient(swapped, lambda c, name=name: c * estimate[name], params[name], rng, name)
+
+
+def test_the_mean_of_many_samples_is_the_gradient_and_a_baseline_calms_it(rng, monkeypatch):
+    """Of the policies: against all choices; with the baseline the spread is smaller."""
+    config, params, batch, labels = tiny(rng)
+    params = {k: v + (4.0 if k == "classifier.bias" else 0) for k, v in params.items()}
+    net, costs = Network(params, config, rng=rng), prices(policy_only=True, guided=0.0, samples=3)
+    name = "selection.layer.1.gate.bias"
+
+    def drawn(count):
+        caches = (soft.soft_forward(net, batch, labels, costs)[-1] for _ in range(count))
+        return np.array([soft.soft_backward(cache)[name][0] for cache in caches])
+
+    with_baseline = drawn(1500)
+    monkeypatch.setattr(selection, "advantages", lambda costs: costs)
+    without = drawn(1500)
+    error = np.hypot(with_baseline.std(), without.std()) / np.sqrt(1500)
+    assert abs(with_baseline.mean() - without.mean()) < 4 * error
+    assert with_baseline.std() < 0.7 * without.std()
+
+
+def test_the_policy_alone_learns_alone(rng):
+    config = small_config(layers=4, selection=Selection(3, 2), halting=Halting(3, True))
+    params, batch = random_params(config, rng), random_batch(np.array([0, 4, 9]), config, rng)
+    for estimator in ("reinforce", "gumbel"):
+        costs = prices(policy_only=True, estimator=estimator, guided=0.0)
+        net = Network(params, config, rng=rng)
+        grads = soft.soft_backward(soft.soft_forward(net, batch, np.array([0, 1]), costs)[-1])
+        assert set(grads) == {name for name in params if name.startswith("selection.")}
+
+
+# ---------------------------------------------------------------------------- the guide
+
+
+def test_the_guide_scores_what_the_loss_would_feel(rng):
+    """Against finite differences: each token's state before the last layer, set back a little."""
+    config = small_config(layers=3, selection=Selection(3, 2), summary="mean")
+    params, batch = random_params(config, rng), random_batch(np.array([0, 4, 6]), config, rng)
+    labels = np.array([0, 1])
+    scores = guide.scores(Network(params, config), batch, labels)
+    assert sorted(scores) == [1, 2]
+    states = [soft.bert.embeddings_forward(params, config, batch)[0]]
+    for layer in range(2):
+        states.append(soft.bert.layer_forward(params, config, layer, states[-1], batch.offsets)[0])
+
+    def losses(x):
+        x = soft.bert.layer_forward(params, config, 2, x, batch.offsets)[0]
+        s, _ = soft.bert.summary_forward(x, batch.offsets, "mean")
+        return soft.bert.classifier_loss_forward(s, params, config, labels)[0].sum()
+
+    for token in range(6):
+        step = np.zeros_like(states[2])
+        step[token] = (states[2] - states[1])[token] * 1e-5
+        felt = abs(losses(states[2] + step) - losses(states[2] - step)) / 2e-5
+        np.testing.assert_allclose(scores[1][token], felt, rtol=1e-4, atol=1e-8)
+    assert not scores[2].any()
+
+
+def test_a_guided_sample_keeps_what_the_guide_puts_first(rng):
+    config = small_config(layers=3, selection=Selection(3, 1), summary="mean")
+    params, batch = random_params(config, rng), random_batch(np.array([0, 6]), config, rng)
+    scores = {1: np.array([0, 5, 4, 3, 2, 1.0])}
+    params["selection.layer.1.gate.weight"][:] = 0
+    params["selection.layer.1.gate.bias"][:] = 0  # pi = 1/2: 2 of 5 (2.5, to even) stay
+    costs, seen = prices(policy_only=True, samples=2), []
+    with pytest.MonkeyPatch.context() as patch:
+        leave = selection.leave_forward
+        patch.setattr(selection, "leave_forward", lambda *a: seen.append(a[2]) or leave(*a))
+        net = Network(params, config, rng=rng)
+        soft.soft_forward(net, batch, np.array([1]), costs, scores)
+    assert seen[0][6:].tolist() == [True, True, True, False, False, False]
+
+
+# ---------------------------------------------------------------------------- in a pass
+
+
+@given(seeds, offsets_strategy(4, 6), st.sampled_from(["cls", "mean"]))
+def test_a_dropped_token_has_no_influence(seed, offsets, summary):
+    """With [CLS] or the mean of what is left, it may be any other word."""
+    rng = np.random.default_rng(seed)
+    config = small_config(layers=4, summary=summary, selection=Selection(3, 1, "left"))
+    params, batch = random_params(config, rng), random_batch(offsets, config, rng)
+    params["bert.encoder.layer.0.attention.output.dense.weight"][:] = 0  # it told nobody before
+    answers = hard.hard_forward(Network(params, config), batch, hard.Knobs(("selection",)))
+    gone = answers.stayed == 1
+    other = batch._replace(segments=np.where(gone, 1 - batch.segments, batch.segments))
+    params["bert.embeddings.token_type_embeddings.weight"][:] *= 1e-3  # too little to be chosen
+    once = hard.hard_forward(Network(params, config), batch, hard.Knobs(("selection",)))
+    again = hard.hard_forward(Network(params, config), other, hard.Knobs(("selection",)))
+    if (once.stayed == again.stayed).all() and not (once.stayed[~gone] == 1).any():
+        np.testing.assert_allclose(again.probs, once.probs, rtol=1e-9)
+
+
+def test_a_higher_threshold_keeps_fewer_words(rng):
+    config = small_config(layers=4, selection=Selection(3, 2))
+    net, offsets = Network(random_params(config, rng), config), np.array([0, 7, 9])
+    batch = random_batch(offsets, config, rng)
+    kept = []
+    for threshold in (0.0, 0.3, 0.5, 0.7, 1.01):
+        knobs = hard.Knobs(("selection",), selection_threshold=threshold)
+        kept.append(hard.hard_forward(net, batch, knobs).lengths[:, 1:].sum())
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] == 9 * 3
+    assert kept[-1] == 2 * 3  # [CLS] stays
+
+
+def test_chances_are_those_of_the_tokens_that_were_asked(rng):
+    config = small_config(layers=4, selection=Selection(3, 2))
+    net = Network(random_params(config, rng), config)
+    batch = random_batch(np.array([0, 7, 9]), config, rng)
+    answers = hard.hard_forward(net, batch, hard.Knobs(("selection",)))
+    assert answers.chances.shape == (9, 2)
+    assert np.isnan(answers.chances[[0, 7]]).all()  # [CLS]
+    others = np.delete(np.arange(9), [0, 7])
+    first, second = answers.chances[others].T
+    assert ((first < 0.5) == (answers.stayed[others] == 1)).all()
+    assert (np.isnan(second) == (first < 0.5)).all()
+    full = hard.hard_forward(net, batch)
+    assert full.chances.shape == (9, 0)
+
+
+def test_it_excludes_token_gates():
+    raw = {"selection": {}, "tokens": {}}
+    with pytest.raises(InputError, match="selection and tokens exclude each other"):
+        Config.from_dict({"num_hidden_layers": 4, "minidact": raw})
+    with pytest.raises(InputError, match="selection_pool"):
+        Config.from_dict({"minidact": {"selection": {"selection_pool": "first"}}})
+    assert ops.sigmoid_forward(np.array([selection.GATE_BIAS]))[0] > 0.5  # at first all stay
