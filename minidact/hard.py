@@ -36,7 +36,7 @@ class Answers(NamedTuple):
     layers_run: np.ndarray  # (B, L) bool
     lengths: np.ndarray  # (B, L) int, rows that each layer worked on
     stayed: np.ndarray  # (T,) int, the first layer that a token was dropped before; L: never
-    chances: np.ndarray  # (T, R) pi, when each policy was asked about the token; NaN: it was not
+    chances: np.ndarray  # (T, L) pi of the policy before each layer; NaN: it was not asked
     macs: np.ndarray  # (B,) int, multiply-adds executed
     macs_full: np.ndarray  # (B,) int, the same with no mechanism in use
     so_far: np.ndarray  # (B, L, Y) the accumulated answer a_n after each layer
@@ -138,9 +138,9 @@ class _Pass:
         self.answer = np.zeros((count, labels), dtype)
         self.asked = {name: np.zeros(count, int) for name in self.config.mechanisms}
         self.lengths, self.stayed = np.zeros((depth, count), int), np.full(len(self.x), depth)
+        self.chances = np.full((depth, len(self.x)), np.nan, dtype)
         often = self.selection.reductions if self.selection else 0
-        self.policies = {n: r for r, n in enumerate(selection.places(depth, often))}
-        self.chances = np.full((len(self.policies), len(self.x)), np.nan, dtype)
+        self.policies = selection.places(depth, often)
         self.so_far = np.full((depth, count, labels), np.nan, dtype)
         self.h = np.ones((depth, count), dtype)
         self.doubts, self.margins = np.full((2, depth, count), np.nan)
@@ -191,7 +191,7 @@ class _Pass:
         if not asked.any():
             return ~asked
         pi = self.layers.policy(selection.policy_name(layer), self.x[asked])
-        self.chances[self.policies[layer], self.place[asked]] = pi
+        self.chances[layer, self.place[asked]] = pi
         self.asked["selection"][self.alive[run]] += ragged.lengths(self.offsets)[run] - 1
         keep = ~asked
         keep[asked] = pi >= self.knobs.selection_threshold

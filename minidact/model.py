@@ -59,8 +59,9 @@ class Prediction:
     steps: what halting saw after each layer executed: (answer so far {label: float}, doubt p,
     margin), see dact.py; by a neighbour's rule (exits.py) the layer's own answer, None and None;
     empty for a model without halting.
-    pieces: the word pieces; stayed: for each, the first layer (from 0) that token gates dropped it
-    before, num_layers if none did.
+    pieces: the word pieces; stayed: for each, the first layer (from 0) that it was dropped before,
+    num_layers if it never was. chances: {layer (from 0) before which a policy was asked: for each
+    piece the chance to stay that it was given, None if it was not asked about} (selection.py).
     """
 
     text: str
@@ -79,13 +80,14 @@ class Prediction:
     pieces: list[str] = field(repr=False)
     stayed: list[int] = field(repr=False)
     steps: list[tuple[dict[str, float], float | None, float | None]] = field(repr=False)
+    chances: dict[int, list[float | None]] = field(repr=False, default_factory=dict)
 
     def to_dict(self) -> dict:
         """What `infer --json` prints."""
         return {
             key: value
             for key, value in vars(self).items()
-            if key not in ("pieces", "stayed", "steps")
+            if key not in ("pieces", "stayed", "steps", "chances")
         }
 
     def __str__(self) -> str:
@@ -244,10 +246,10 @@ class Model:
         answers = self.run(sentences, knobs)
         ms = (time.perf_counter() - begin) * 1e3 / len(sentences)
         for i, sentence in enumerate(sentences):
-            stayed = answers.stayed[row : row + len(sentence.ids)].tolist()
-            about = (texts[i], pairs[i] if pairs else None, sentence, stayed)
+            rows = slice(row, row + len(sentence.ids))
+            about = (texts[i], pairs[i] if pairs else None, sentence, rows)
             out.append(self._prediction(*about, answers, i, ms))
-            row += len(sentence.ids)
+            row = rows.stop
         return out
 
     def run(self, sentences: Sequence[data.Encoded], knobs: Knobs) -> Answers:
@@ -259,7 +261,7 @@ class Model:
             raise InputError("the model's weights are so large that its answer is not a number")
         return answers
 
-    def _prediction(self, text, pair, sentence, stayed, answers: Answers, i, ms) -> Prediction:
+    def _prediction(self, text, pair, sentence, rows, answers: Answers, i, ms) -> Prediction:
         labels, probs = self.config.id2label, answers.probs[i].tolist()
         ran = np.flatnonzero(answers.layers_run[i]).tolist()
         best = probs.index(max(probs))
@@ -273,7 +275,7 @@ class Model:
         of_layers = (answers.so_far, answers.doubts, answers.margins)
         seen = zip(*(values[i].tolist() for values in of_layers), strict=True)
         steps = [(named(answer), known(p), known(margin)) for answer, p, margin in seen]
-        lengths = answers.lengths[i].tolist()
+        lengths, chances = answers.lengths[i].tolist(), answers.chances[rows].T
         speaks = any(MECHANISMS[name].answers for name in self.config.mechanisms)
         return Prediction(
             text=text,
@@ -290,8 +292,13 @@ class Model:
             ms=ms,
             truncated=sentence.truncated,
             pieces=sentence.tokens,
-            stayed=stayed,
+            stayed=answers.stayed[rows].tolist(),
             steps=[steps[n] for n in ran] if speaks else [],
+            chances={
+                n: [known(pi) for pi in asked.tolist()]
+                for n, asked in enumerate(chances)
+                if not np.isnan(asked).all()
+            },
         )
 
 

@@ -104,6 +104,7 @@ FILES = {
     "out": "directory to write the model to",
     "log": "a .jsonl file, one object per step",
     "use": f"mechanisms to train, by commas, of {', '.join(MECHANISMS)} (default: --init's)",
+    "teacher": "models, by commas, whose mean answer is learnt in place of the labels",
     "label_names": "names for a file's labels 0, 1, .., by commas",
 }
 PLAIN = {

@@ -21,6 +21,7 @@ class Layer(NamedTuple):
     The other fields are set only if it ran. tokens: how many it worked on. words: for each token,
     (the word piece, is it still there). dropped: are some of them gone. step: the layer's entry in
     Prediction.steps, or None without halting. settled: is it the first with a margin of 0 or more.
+    chances: (the word piece, its chance to stay) of those that a policy was asked about before it.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Layer(NamedTuple):
     dropped: bool = False
     settled: bool = False
     step: tuple | None = None
+    chances: tuple = ()
 
 
 def layers(prediction) -> Iterator[Layer]:
@@ -47,7 +49,10 @@ def layers(prediction) -> Iterator[Layer]:
         )
         dropped = not all(there for _, there in words)
         step = p.steps[place] if p.steps else None
-        yield Layer(n + 1, "run", p.tokens_per_layer[place], words, dropped, n == settled, step)
+        asked = zip(p.pieces, p.chances.get(n, ()), strict=False)
+        chances = tuple((visible(piece), pi) for piece, pi in asked if pi is not None)
+        tokens = p.tokens_per_layer[place]
+        yield Layer(n + 1, "run", tokens, words, dropped, n == settled, step, chances)
 
 
 def figures(layer: Layer, label_width: int = 0) -> list[str]:
@@ -91,6 +96,10 @@ def terminal(prediction, width: int | None = None, colour: bool = False) -> Iter
         yield paint(line + "  (can change no more)", BOLD) if layer.settled else line
         if layer.dropped:
             yield from sentence(layer.words, INDENT)
+        if layer.chances:
+            said = [("chances:", None), *((f"{w} {pi:.2f}", None) for w, pi in layer.chances)]
+            for part in wrapped(said, width and width - INDENT):
+                yield paint(" " * INDENT + " ".join(text for text, _ in part), FAINT)
 
 
 def columns(text: str) -> int:
@@ -144,9 +153,11 @@ def html(prediction) -> str:
 def fading(p) -> str:
     """Returns the sentence as HTML; the earlier a token was dropped, the fainter it is."""
     words = []
-    for piece, stayed in zip(p.pieces, p.stayed, strict=True):
+    for i, (piece, stayed) in enumerate(zip(p.pieces, p.stayed, strict=True)):
+        asked = p.chances.get(stayed)
+        chance = "" if asked is None else f", with a chance of {asked[i]:.2f}"
         never = stayed >= p.num_layers
-        note = "" if never else f' title="dropped before layer {stayed + 1}"'
+        note = "" if never else f' title="dropped before layer {stayed + 1}{chance}"'
         opacity = 1 if never else 0.25 + 0.5 * stayed / p.num_layers
         words.append(f'<span style="opacity:{opacity:.2f}"{note}>{escape(piece)}</span>')
     return " ".join(words)

@@ -144,7 +144,8 @@ def _walk_forward(net: Network, batch: Batch, prices, guide=None):
     """
     params, config, calc, rng = net
     carried, price, last = config.mechanisms, prices["selection"], config.num_hidden_layers - 1
-    explore = None if rng is None else prices["planning"].explore
+    alone = "selection" in carried and price.policy_only  # then planners decide as in inference
+    explore = None if rng is None or alone else prices["planning"].explore
     samples = price.samples if _removes(net, price) and rng is not None else 1
     x, embedding_cache = bert.embeddings_forward(params, config, batch, calc, rng)
     rows = _first_rows(net, x, batch.offsets)
@@ -158,7 +159,7 @@ def _walk_forward(net: Network, batch: Batch, prices, guide=None):
             rows, (path, *summaries) = rows.copied(samples), _copied([path, *summaries], samples)
         pi, plan_cache = _plan_forward(net, layer, summaries[-1], path)
         plans += [] if pi is None else [pi]
-        u_l = None if pi is None else _drawn(pi, explore, rng)
+        u_l = None if pi is None else _drawn(pi, explore, None if alone else rng)
         u.append(np.ones(len(rows.whole), x.dtype) if u_l is None else u_l)
         rows, g, choice = _tokens_forward(net, layer, rows, u[layer], price, guide)
         rows, gated_cache = _gated_layer_forward(net, layer, rows, u_l, g)

@@ -35,12 +35,14 @@ ROOMS = [
 ]
 # and so it is inside of a folder
 FOLDERS = {
-    "mechanisms": [{"record"}, {"dact", "planning", "token_gates"}, {"exits"}, {"__init__"}],
+    "mechanisms": [
+        {"record"}, {"dact", "planning", "token_gates", "selection"}, {"exits"}, {"__init__"},
+    ],
     "fast": [
         {"threads"}, {"__init__"}, {"jit"}, {"special", "tile"}, {"gemm"}, {"int8", "attention"},
         {"kernels"}, {"decisions"}, {"packed"}, {"packed_int8"}, {"layers"},
     ],
-    "train": [{"start", "learn"}, {"__main__"}],
+    "train": [{"start", "guide", "teach"}, {"learn"}, {"__main__"}],
     "study": [{"sweep"}, {"__main__"}],
     "plot": [{"__init__"}, {"__main__"}],
     "bench": [{"peers", "limits"}, {"contenders"}, {"workers"}, {"cases"}, {"__main__"}],
@@ -139,7 +141,7 @@ def test_options_of_mechanisms_have_names_of_their_own():
 
 def test_a_mechanism_is_named_where_it_acts_and_nowhere_else():
     """By a string, that is: in the two passes, in training's schedules, and in what compares."""
-    may = {"soft", "hard", "train.learn", "train.start", "train.__main__"}
+    may = {"soft", "hard", "train.guide", "train.learn", "train.start", "train.__main__"}
     may |= {name_of(file) for file in MECHANISM_FILES}
     may |= {"study.sweep", "study.__main__", "bench.cases", "bench.peers", "fast.decisions"}
     for file in FILES:

@@ -1,23 +1,35 @@
 """Learned selection: its parts' gradients, and what REINFORCE promises of the whole."""
 
+import json
+import shutil
+import subprocess
+import sys
+import time
 from itertools import product
 
 import numpy as np
 import pytest
-from conftest import offsets_strategy, seeds
+from conftest import offsets_strategy, run, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import prices, random_batch, random_params, small_config
+from safetensors import safe_open
+from training import arguments, same, weights
 
-from minidact import hard, ops, ragged, soft
+from minidact import Model, hard, ops, ragged, show, soft
 from minidact.config import Config
 from minidact.errors import InputError
+from minidact.fast.layers import Reference
+from minidact.fast.packed import Encoder
+from minidact.fast.packed_int8 import EncoderInt8
 from minidact.gradcheck import check_gradient, check_op
 from minidact.mechanisms import selection
 from minidact.mechanisms.exits import Halting
 from minidact.mechanisms.planning import Planning
 from minidact.mechanisms.selection import Selection
 from minidact.network import Network
+from minidact.options import STATE
+from minidact.ragged import Batch
 from minidact.train import guide
 
 sizes = st.integers(1, 6)
@@ -366,14 +378,155 @@ def test_chances_are_those_of_the_tokens_that_were_asked(rng):
     net = Network(random_params(config, rng), config)
     batch = random_batch(np.array([0, 7, 9]), config, rng)
     answers = hard.hard_forward(net, batch, hard.Knobs(("selection",)))
-    assert answers.chances.shape == (9, 2)
+    assert answers.chances.shape == (9, 4)
     assert np.isnan(answers.chances[[0, 7]]).all()  # [CLS]
     others = np.delete(np.arange(9), [0, 7])
-    first, second = answers.chances[others].T
+    none, first, second, last = answers.chances[others].T
+    assert np.isnan([none, last]).all()
     assert ((first < 0.5) == (answers.stayed[others] == 1)).all()
     assert (np.isnan(second) == (first < 0.5)).all()
-    full = hard.hard_forward(net, batch)
-    assert full.chances.shape == (9, 0)
+    assert np.isnan(hard.hard_forward(net, batch).chances).all()
+
+
+@given(seeds, offsets_strategy(4, 9), st.sampled_from([3, 40]))
+def test_the_compiled_policy(seed, offsets, width):
+    """It says what its definition says, and of a token the same whoever is beside it."""
+    rng = np.random.default_rng(seed)
+    config = small_config(layers=3, selection=Selection(width, 2))
+    params = {name: p.astype(np.float32) for name, p in random_params(config, rng).items()}
+    fast, reference = Encoder(params, config), Reference(params, config)
+    x = rng.standard_normal((offsets[-1], config.hidden_size)).astype(np.float32) * 3
+    for layer in (1, 2):
+        pi = fast.policy(selection.policy_name(layer), x)
+        expected = reference.policy(selection.policy_name(layer), x)
+        np.testing.assert_allclose(pi, expected, rtol=2e-5, atol=2e-6)
+        alone = [fast.policy(selection.policy_name(layer), x[t : t + 1])[0] for t in range(len(x))]
+        np.testing.assert_array_equal(pi, alone)
+
+
+@pytest.mark.parametrize("kind", [Encoder, EncoderInt8])
+@given(seeds, offsets_strategy(5, 8))
+def test_a_text_alone_and_in_a_batch(kind, seed, offsets):
+    """The same words are selected, and in eight bits the answers are equal bit for bit."""
+    rng = np.random.default_rng(seed)
+    config = small_config(layers=4, halting=Halting(4, True), selection=Selection(8, 2))
+    params = {name: p.astype(np.float32) for name, p in random_params(config, rng).items()}
+    net, layers, knobs = Network(params, config), kind(params, config), hard.Knobs(("selection",))
+    batch = random_batch(offsets, config, rng)
+    together = hard.hard_forward(net, batch, knobs, layers)
+    parts = zip(*(ragged.split(array, offsets) for array in batch[:2]), strict=True)
+    stayed = []
+    for b, (ids, segments) in enumerate(parts):
+        alone = Batch(ids, segments, np.array([0, len(ids)]))
+        answer = hard.hard_forward(net, alone, knobs, layers)
+        np.testing.assert_allclose(answer.probs[0], together.probs[b], atol=1e-5)
+        if kind is EncoderInt8:
+            np.testing.assert_array_equal(answer.probs[0], together.probs[b])
+        stayed += answer.stayed.tolist()
+    assert together.stayed.tolist() == stayed
+
+
+# ---------------------------------------------------------------------------- by the commands
+
+
+@pytest.fixture(scope="module")
+def trained(task, tmp_path_factory):
+    """A model that halts, then its policy alone, then everything, taught by the first."""
+    directory = tmp_path_factory.mktemp("selection")
+    plain, policy, joint = (directory / name for name in ("plain", "policy", "joint"))
+    stages = [
+        arguments(task, plain, use="halting", epochs=6, summary="mean"),
+        arguments(task, policy, "--policy-only", init=plain, use="halting,selection", epochs=4,
+                  log=directory / "log.jsonl", samples=4, **{"selection-cost": 0.5}),
+        arguments(task, joint, init=policy, teacher=plain, epochs=2, estimator="gumbel"),
+    ]  # fmt: skip
+    for stage in stages:
+        result = run("train", *stage)
+        assert result.returncode == 0, result.stderr
+    return directory
+
+
+def test_the_policy_learns_alone_and_then_everything(trained, task):
+    plain, policy, joint = (weights(trained / name) for name in ("plain", "policy", "joint"))
+    for name, array in policy.items():
+        assert name.startswith("selection.") or np.array_equal(array, plain[name]), name
+    assert not same({n: policy[n] for n in plain}, {n: joint[n] for n in plain})
+    records = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert records[-1]["kept"] < records[0]["kept"]
+    config = json.loads((trained / "joint" / "config.json").read_text())
+    assert config["minidact"]["selection"] == vars(Selection())
+    done = run("evaluate", "--model", trained / "joint", "--data", task / "dev.tsv", "--json")
+    result = json.loads(done.stdout)
+    assert result["value"] >= 0.9
+    assert result["tokens_fraction"] < 1
+
+
+def test_every_command_knows_it(trained, task):
+    model = trained / "joint"
+    how = ["--model", model, "--json", "the good film"]
+    full, half = run("infer", "--full", *how), run("infer", "--selection-threshold", 1.01, *how)
+    assert json.loads(half.stdout)["macs"] < json.loads(full.stdout)["macs"]
+    assert json.loads(half.stdout)["tokens_per_layer"][1:] in ([], [1])
+    swept = run("evaluate", "--model", model, "--data", task / "dev.tsv", "--sweep", "--json",
+                "--curves", "selection,all")  # fmt: skip
+    points = json.loads(swept.stdout)["points"]
+    shares = [p["macs_fraction"] for p in points if p["curve"] == "selection"]
+    assert len(shares) == len(selection.THRESHOLD.sweep)
+    assert shares[0] >= shares[-1]
+    for options, sentence in (
+        (["infer", "--selection-threshold", 2, "x"], "--selection-threshold is 2.0; it must lie"),
+        (["infer", "--use", "selection", "x"], "does not carry 'selection'"),
+        (["train", *arguments(task, model.parent / "no", "--policy-only", use="halting")],
+         "--policy-only needs --use selection"),
+        (["train", *arguments(task, model.parent / "no", use="selection,tokens")],
+         "selection and tokens exclude each other"),
+        (["train", *arguments(task, model.parent / "no", use="", teacher="sst2-minilm-l6")],
+         "--teacher sst2-minilm-l6 answers negative, positive; what is trained answers no, yes"),
+    ):  # fmt: skip
+        result = run(*options)
+        assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+        assert sentence in result.stderr
+
+
+def test_a_taught_run_goes_on_without_its_teachers(trained, task, tmp_path):
+    """What they said is kept with the run, and the weights are those of a run never stopped."""
+    for name in ("whole", "cut", "teacher"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(trained / "plain", tmp_path / "teacher", dirs_exist_ok=True)
+    how = {"init": trained / "plain", "teacher": tmp_path / "teacher", "use": "halting,selection"}
+    how |= {"epochs": 2, "save-every": 3}
+    result = run("train", *arguments(task, tmp_path / "whole", **how))
+    assert result.returncode == 0, result.stderr
+    command = [sys.executable, "-m", "minidact.train", *arguments(task, tmp_path / "cut", **how)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        state = tmp_path / "cut" / STATE
+        while process.poll() is None and not (state.exists() and done_of(state) >= 3):
+            time.sleep(0.01)
+        process.kill()
+    shutil.rmtree(tmp_path / "teacher")
+    if state.exists():
+        result = run("train", "--out", tmp_path / "cut", "--resume")
+        assert result.returncode == 0, result.stderr
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def done_of(state):
+    with safe_open(state, "np") as file:
+        return int(file.metadata()["done"])
+
+
+def test_a_trace_says_how_sure_the_policy_was(trained):
+    model = Model.from_pretrained(trained / "joint")
+    told = model("the good film", use=("selection",), selection_threshold=1.01)
+    assert list(told.chances) == [1]
+    assert [pi is None for pi in told.chances[1]] == [True, *[False] * (told.tokens - 1)]
+    lines = list(show.terminal(told))
+    (line,) = (line for line in lines if line.strip().startswith("chances:"))
+    word, chance = told.pieces[1], told.chances[1][1]
+    assert f"{word} {chance:.2f}" in line
+    assert f"dropped before layer 2, with a chance of {chance:.2f}" in told._repr_html_()
+    assert not model("the good film", use=()).chances
+    assert "chances" not in told.to_dict()
 
 
 def test_it_excludes_token_gates():

@@ -28,8 +28,9 @@ from ..errors import InputError, run_command
 from ..mechanisms import exits, token_gates
 from ..model import Model
 from ..network import Network
-from ..options import STATE, training_options
+from ..options import STATE, comma_list, training_options
 from ..signals import STOPS, noted
+from . import teach
 from .learn import DECIDED, learn, prices_at
 from .start import Start, build, prices_of, read_examples
 
@@ -52,12 +53,16 @@ def main() -> None:
 
 
 class Progress(NamedTuple):
-    """How far a run is: the moving average or {}, AdamW's moments, steps done, best dev score."""
+    """How far a run is: the moving average or {}, AdamW's moments, steps done, best dev score.
+
+    taught: what the teachers answered, or None.
+    """
 
     average: dict[str, np.ndarray]
     moments: tuple[dict, dict]
     done: int
     best: float
+    taught: np.ndarray | None = None
 
 
 class Run:
@@ -68,9 +73,11 @@ class Run:
     ):
         self.options, self.start = options, start
         self.config, self.params, self.new, self.tokenizer, _ = start
-        self.average, self.moments, self.done, self.best = progress
+        self.average, self.moments, self.done, self.best, self.taught = progress
         self.prices, self.calc = prices_of(options), network.calculus(self.params)
         self.training_config, p = self.config, options.dropout
+        if options.policy_only:  # what stays as it is drops nothing
+            p = 0.0
         if p is not None:
             dropout = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
             self.training_config = replace(self.config, **dropout)
@@ -83,6 +90,10 @@ class Run:
         self.tokenizer.enable_truncation(most)
         self.sentences = data.encode(self.tokenizer, train.texts, train.pairs)
         self.labels = data.label_ids(train, self.config, options.data)
+        if options.teacher and self.taught is None:
+            self.taught = teach.answers(comma_list(options.teacher), train, self.config, most)
+        if self.taught is not None:
+            self.labels = self.taught
         self.dev_sentences = data.encode(self.tokenizer, dev.texts, dev.pairs)
         self.dev_labels = data.label_ids(dev, self.config, options.dev)
         self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
@@ -211,15 +222,17 @@ class Run:
         trained = Model(self.config, params, self.tokenizer)
         starts = range(0, len(self.dev_labels), 32)
         parts = [self.dev_sentences[start : start + 32] for start in starts]
-        values, layers = [], []
+        values, layers, spent = [], [], 1.0
         for use in ((), None):
             answers = [trained.run(part, trained.knobs(use)) for part in parts]
             probs = np.concatenate([a.probs for a in answers])
             values.append(metrics.score(self.metric, probs, self.dev_labels))
             layers.append(np.concatenate([a.layers_run.sum(1) for a in answers]).mean())
+            spent = sum(a.macs.sum() for a in answers) / sum(a.macs_full.sum() for a in answers)
         text = f"dev {self.metric} {values[0]:.4f}"
         if self.config.mechanisms:
-            text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers"
+            text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers, "
+            text += f"with {spent:.0%} of the multiply-adds"
         if token_gates.NAME in params:  # are the gates fit to be set to 0 and 1?
             net = Network(params, self.config, self.calc)
             probs = np.concatenate([soft.soft_answers(net, data.to_batch(part)) for part in parts])
@@ -237,6 +250,8 @@ class Run:
         tensors = {f"params/{name}": array for name, array in self.params.items()}
         for kind, moments in zip(("average", "m", "v"), (self.average, *self.moments), strict=True):
             tensors |= {f"{kind}/{name}": array for name, array in moments.items()}
+        if self.taught is not None:
+            tensors["taught/answers"] = self.taught
         about = {
             "done": str(self.done), "best": str(self.best),
             "options": json.dumps(vars(self.options)), "config": json.dumps(self.config.to_dict()),
@@ -262,7 +277,7 @@ class Run:
 
 def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
     """What save_state wrote."""
-    parts: dict[str, dict] = {"params": {}, "average": {}, "m": {}, "v": {}}
+    parts: dict[str, dict] = {"params": {}, "average": {}, "m": {}, "v": {}, "taught": {}}
     try:
         with safe_open(out / STATE, "np") as file:
             about = file.metadata()
@@ -279,7 +294,8 @@ def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
         raise InputError(f"{out / STATE} is damaged: {error}") from None
     options.out = str(out)  # it may have been moved
     start = Start(config, parts["params"], new, tokenizer)
-    return options, start, Progress(parts["average"], (parts["m"], parts["v"]), done, best)
+    moments, taught = (parts["m"], parts["v"]), parts["taught"].get("answers")
+    return options, start, Progress(parts["average"], moments, done, best, taught)
 
 
 def open_log(path: str | None, done: int) -> Any:

@@ -59,6 +59,8 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
     kept = fitting(found, fresh)
     new = [n for n in fresh if n not in kept or n.startswith(PREFIXES)]
     note = what_is_kept(checkpoint.tensor_names(path), kept, fresh, base, config)
+    if options.policy_only and "selection" not in config.mechanisms:
+        raise InputError("--policy-only needs --use selection")
     if options.freeze_gates:
         if token_gates.NAME not in kept:
             raise InputError("--freeze-gates needs --use tokens, and as many token gates in --init")
