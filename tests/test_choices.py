@@ -87,3 +87,33 @@ def test_in_functions_of_arrays():
     ):
         with pytest.raises(InputError, match="; there are: "):
             call()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "sentence"),
+    [
+        ({"use": (3,)}, "the model does not carry 3; it has halting, planning, tokens"),
+        ({"use": ("dimming",)}, "the model does not carry 'dimming'; it has halting"),
+        ({"at": 0.5}, "at is the knob of a rule: give a rule with it"),
+        ({"use": USE, "rule": "entropy"}, "the rule 'entropy' cannot be used beside planning"),
+        ({"use": ("halting",), "rule": "dact", "at": 0.5}, "is set by slack, not by at"),
+        ({"use": ("halting",), "rule": "entropy", "at": -1.0}, "at is -1.0; it must be 0 or more"),
+        ({"use": ("planning",), "rule": "entropy"}, "the rule 'entropy' needs halting in use"),
+        ({"slack": "much"}, "slack is 'much'; it must be a number"),
+    ],
+)
+def test_knobs_that_cannot_be(knobs, sentence):
+    net, _ = network()
+    with pytest.raises(InputError, match=sentence):
+        hard.check_knobs(net.config, hard.Knobs(**knobs))
+
+
+def test_knobs_that_can_be():
+    net, _ = network()
+    for knobs in (
+        {}, {"use": USE}, {"use": USE, "rule": "dact"}, {"use": ("halting",), "rule": "entropy"},
+        {"use": ("halting", "tokens"), "rule": "entropy", "at": 0.3},
+    ):  # fmt: skip
+        hard.check_knobs(net.config, hard.Knobs(**knobs))
+    with pytest.raises(InputError, match="it has no mechanism"):
+        hard.check_knobs(small_config(), hard.Knobs(("halting",)))

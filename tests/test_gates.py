@@ -11,6 +11,7 @@ from networks import Counting, prices, random_batch, random_params, small_config
 
 from minidact import bert, hard, network, ops, ragged, soft
 from minidact.fast import kernels
+from minidact.fast.packed import Encoder
 from minidact.hard import Knobs
 from minidact.mechanisms import MECHANISMS, planning, token_gates
 from minidact.mechanisms.exits import Halting
@@ -259,6 +260,18 @@ def test_a_gate_of_0_is_the_same_as_removing_the_row(calc, rng):
     qkv[[3, 7, 8, 39, 42]] = 5  # nobody looks there
     again, _, _ = calc.attention_forward(qkv, offsets, 2, None, gates)
     np.testing.assert_allclose(again[rows], out[rows], **tolerance)
+
+
+def test_attention_is_summed_over_heads(rng):
+    """What a word receives is of all heads together, in the compiled layers, too."""
+    config = small_config(heads=4, layers=4, tokens=TokenGates(8))
+    params = {name: p.astype(np.float32) for name, p in random_params(config, rng).items()}
+    params[token_gates.NAME] = np.repeat(np.float32([[1, 0]]), 4, 1).repeat(3, 0)
+    batch, knobs = random_batch(np.arange(6) * 9, config, rng), Knobs(("tokens",))
+    net = Network(params, config)
+    compiled = hard.hard_forward(net, batch, knobs, Encoder(params, config))
+    assert (compiled.stayed == hard.hard_forward(net, batch, knobs).stayed).all()
+    assert 0 < (compiled.stayed == 1).mean() < 1
 
 
 def test_early_gates_save_more_and_so_cost_more():

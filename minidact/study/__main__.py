@@ -27,6 +27,7 @@ TASKS = {  # epochs of a first and of a second training, more options, the file 
     "MRPC": (3, 2, "", "dev.tsv"),
     "RTE": (3, 2, "", "dev.tsv"),
     "TREC": (3, 2, "", "test.tsv"),
+    "IMDB": (2, 2, "--max-length 512 --batch-size 16", "dev.tsv"),
 }
 ALWAYS = "--summary mean --lr 5e-5 --dtype float16"
 DACT = "--use halting --tau 0.02 --distill 0.5"
@@ -36,6 +37,12 @@ ALL = (  # a gentle second training, which starts from DACT's model
     " --token-cost 0.15 --bimodal 1"
 )
 STOPS, ALL_CURVES = ("halting", "confidence", "fixed"), ("halting", "planning", "tokens", "all")
+# TR-BERT's order: the policies alone on a fine-tuned model, then everything, taught by that model
+POLICY = "--use selection --policy-only --epochs {once} --head-lr 1e-3 --selection-cost 0.5"
+SELECTION = (
+    "--use halting,selection --teacher {plain} --epochs {again} --lr 5e-5 --tau 0.02 --distill 0.5"
+    " --selection-cost 0.5 --samples 2"
+)
 METHODS = {  # the method it starts from (None: the backbone), training options, curves to sweep
     "plain": (None, "--use ''", ()),
     "dact": (None, DACT, STOPS),
@@ -47,6 +54,8 @@ METHODS = {  # the method it starts from (None: the backbone), training options,
     "fastbert": ("plain", "--use halting --heads fastbert", ("uncertainty",)),
     "all": ("dact", ALL, ALL_CURVES),
     "all-after": ("dact-after", ALL, ALL_CURVES),
+    "policy": ("plain", POLICY, ("selection",)),
+    "selection": ("policy", SELECTION, ("halting", "selection", "all")),
 }
 CHOICES = {  # the same methods with one choice changed; they run only if --methods names them
     "all-left": ("dact", f"{ALL} --pool left", ("tokens", "all")),
@@ -114,7 +123,9 @@ def study(o, task: str, method: str, seed: int) -> dict[str, float]:
         init = out.with_name(f"{start}-{seed}") if start else o.init
         command = f"train --out {shlex.quote(str(out))} --resume"
         if not (out / STATE).exists():
-            options = f"{ALWAYS} --epochs {epochs} {more} {options.format(again=again)}"
+            plain = shlex.quote(str(out.with_name(f"plain-{seed}")))
+            own = options.format(again=again, once=epochs, plain=plain)
+            options = f"{ALWAYS} --epochs {epochs} {more} {own}"
             files = {"data": folder / "train.tsv", "dev": folder / dev, "init": init, "out": out}
             paths = " ".join(f"--{name} {shlex.quote(str(path))}" for name, path in files.items())
             command = f"train {paths} --seed {seed} {options}"

@@ -223,7 +223,7 @@ class Run:
         starts = range(0, len(self.dev_labels), 32)
         parts = [self.dev_sentences[start : start + 32] for start in starts]
         values, layers, spent = [], [], 1.0
-        for use in ((), None):
+        for use in ((), None) if self.config.mechanisms else ((),):
             answers = [trained.run(part, trained.knobs(use)) for part in parts]
             probs = np.concatenate([a.probs for a in answers])
             values.append(metrics.score(self.metric, probs, self.dev_labels))
@@ -239,7 +239,7 @@ class Run:
             value = metrics.score(self.metric, probs, self.dev_labels)
             far = token_gates.undecided(params[token_gates.NAME])
             text += f"; with token gates as they are, a mean {far:.3f} from 0 or 1: {value:.4f}"
-        return text, values[1]
+        return text, values[-1]
 
     def save_model(self) -> None:
         o = self.options
