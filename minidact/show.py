@@ -97,8 +97,8 @@ def terminal(prediction, width: int | None = None, colour: bool = False) -> Iter
         if layer.dropped:
             yield from sentence(layer.words, INDENT)
         if layer.chances:
-            said = [("chances:", None), *((f"{w} {pi:.2f}", None) for w, pi in layer.chances)]
-            for part in wrapped(said, width and width - INDENT):
+            said = ["chances:", *(f"{word} {pi:.2f}" for word, pi in layer.chances)]
+            for part in wrapped([(text, None) for text in said], width and width - INDENT):
                 yield paint(" " * INDENT + " ".join(text for text, _ in part), FAINT)
 
 

@@ -42,8 +42,8 @@ def soft_forward(
         how = (net.params, carried["halting"].trained, u, labels, prices["halting"], net.calc)
         losses, terms, head_cache = exits.heads_forward(summaries[1:], *how)
     else:
-        how = (net.params, net.config, labels, net.calc, net.rng)
-        losses, head_cache = bert.classifier_loss_forward(summaries[-1], *how)
+        with_labels = (net.params, net.config, labels, net.calc, net.rng)
+        losses, head_cache = bert.classifier_loss_forward(summaries[-1], *with_labels)
         terms = {}
     loss, costs = losses.mean(), {}
     if "planning" in carried:
@@ -123,7 +123,7 @@ class _Rows(NamedTuple):
     def copied(self, copies: int) -> "_Rows":
         """The same sentences so many times."""
         n = selection.copied(ragged.lengths(self.offsets), copies)
-        arrays = (None if v is None else selection.copied(v, copies) for v in self)
+        arrays: Any = _copied(self, copies)
         return _Rows(*arrays)._replace(offsets=np.concatenate([[0], np.cumsum(n)]))
 
 
@@ -163,9 +163,10 @@ def _walk_forward(net: Network, batch: Batch, prices, guide=None):
         u.append(np.ones(len(rows.whole), x.dtype) if u_l is None else u_l)
         rows, g, choice = _tokens_forward(net, layer, rows, u[layer], price, guide)
         rows, gated_cache = _gated_layer_forward(net, layer, rows, u_l, g)
-        kept = kept + _kept(rows) / last if layer else 0
-        cache = (plan_cache, choice, s_cache, gated_cache)
-        caches.append((None, choice, None, None) if _policy_alone(net, price) else cache)
+        if layer and "selection" in carried:
+            kept = kept + _kept(rows) / last
+        every = (plan_cache, choice, s_cache, gated_cache)
+        caches.append((None, choice, None, None) if _policy_alone(net, price) else every)
         asked = "halting" in carried or steps or layer == last
         s, s_cache = _summary_forward(net, rows, price) if asked else NOTHING
         summaries.append(s)

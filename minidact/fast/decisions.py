@@ -43,8 +43,8 @@ class Decisions:
         names = planning.names(shape.planner, layers) if shape else []
         self.planners = {name: self._head(name, ("hidden", "gate")) for name in names}
         select = config.mechanisms.get("selection")
-        at = selection.places(layers, select.reductions) if select else []
-        names = [selection.policy_name(n) for n in at]
+        places = selection.places(layers, select.reductions) if select else []
+        names = [selection.policy_name(n) for n in places]
         self.policies = {name: self._head(name, ("hidden", "gate")) for name in names}
 
     def _head(self, name, parts):
