@@ -38,10 +38,13 @@ ALL = (  # a gentle second training, which starts from DACT's model
 )
 STOPS, ALL_CURVES = ("halting", "confidence", "fixed"), ("halting", "planning", "tokens", "all")
 # TR-BERT's order: the policies alone on a fine-tuned model, then everything, taught by that model
-POLICY = "--use selection --policy-only --epochs {once} --head-lr 1e-3 --selection-cost 0.5"
+POLICY = (
+    "--use selection --selection-pool left --policy-only --estimator gumbel --epochs 1"
+    " --head-lr 1e-2 --selection-cost 0.5"
+)
 SELECTION = (
-    "--use halting,selection --teacher {plain} --epochs {again} --lr 5e-5 --tau 0.02 --distill 0.5"
-    " --selection-cost 0.5 --samples 2"
+    "--use halting,selection --teacher {plain} --estimator gumbel --epochs {again}"
+    " --selection-cost 0.3 --tau 0.02 --distill 0.5"
 )
 METHODS = {  # the method it starts from (None: the backbone), training options, curves to sweep
     "plain": (None, "--use ''", ()),
@@ -124,7 +127,7 @@ def study(o, task: str, method: str, seed: int) -> dict[str, float]:
         command = f"train --out {shlex.quote(str(out))} --resume"
         if not (out / STATE).exists():
             plain = shlex.quote(str(out.with_name(f"plain-{seed}")))
-            own = options.format(again=again, once=epochs, plain=plain)
+            own = options.format(again=again, plain=plain)
             options = f"{ALWAYS} --epochs {epochs} {more} {own}"
             files = {"data": folder / "train.tsv", "dev": folder / dev, "init": init, "out": out}
             paths = " ".join(f"--{name} {shlex.quote(str(path))}" for name, path in files.items())
