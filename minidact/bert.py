@@ -217,12 +217,13 @@ def encoder_backward(dstates, caches, grads, calc=ops):
     """dstates: like the hidden states, each (T, C) or None where nothing reads that state."""
     dx = None
     for dstate, cache in zip(reversed(dstates[1:]), reversed(caches[1:]), strict=True):
-        dx = _add(dx, dstate)
+        dx = added(dx, dstate)
         dx, _ = layer_backward(dx, cache, grads, calc)
-    embeddings_backward(_add(dx, dstates[0]), caches[0], grads, calc)
+    embeddings_backward(added(dx, dstates[0]), caches[0], grads, calc)
 
 
-def _add(a, b):
+def added(a, b):
+    """The sum of two gradients, of which either may be None: there is none."""
     return a if b is None else b if a is None else a + b
 
 

@@ -36,7 +36,7 @@ class Answers(NamedTuple):
     layers_run: np.ndarray  # (B, L) bool
     lengths: np.ndarray  # (B, L) int, rows that each layer worked on
     stayed: np.ndarray  # (T,) int, the first layer that a token was dropped before; L: never
-    chances: np.ndarray  # (T, L) pi of the policy before each layer; NaN: it was not asked
+    chances: np.ndarray  # (T, L) pi of the policy before each layer, NaN: not asked; unused: (T, 0)
     macs: np.ndarray  # (B,) int, multiply-adds executed
     macs_full: np.ndarray  # (B,) int, the same with no mechanism in use
     so_far: np.ndarray  # (B, L, Y) the accumulated answer a_n after each layer
@@ -138,7 +138,7 @@ class _Pass:
         self.answer = np.zeros((count, labels), dtype)
         self.asked = {name: np.zeros(count, int) for name in self.config.mechanisms}
         self.lengths, self.stayed = np.zeros((depth, count), int), np.full(len(self.x), depth)
-        self.chances = np.full((depth, len(self.x)), np.nan, dtype)
+        self.chances = np.full((depth if self.selection else 0, len(self.x)), np.nan, dtype)
         often = self.selection.reductions if self.selection else 0
         self.policies = selection.places(depth, often)
         self.so_far = np.full((depth, count, labels), np.nan, dtype)
@@ -170,13 +170,13 @@ class _Pass:
 
     def drop_tokens(self, layer: int, run):
         """2. Rows of the sentences in run whose gate is closed leave for good."""
-        asked = np.ones(len(self.alive), bool) if run is None else run
-        if layer and self.gates:
-            keep = self.layers.stays(layer, self.received, self.offsets, asked, self.knobs.keep)
-        elif layer in self.policies:
-            keep = self.selected(layer, asked)
-        else:
+        if layer == 0 or not (self.gates or layer in self.policies):
             return
+        asked = np.ones(len(self.alive), bool) if run is None else run
+        if self.gates:
+            keep = self.layers.stays(layer, self.received, self.offsets, asked, self.knobs.keep)
+        else:
+            keep = self.selected(layer, asked)
         if keep.all():
             return
         self.stayed[self.place[~keep]] = layer

@@ -127,10 +127,10 @@ class _Rows(NamedTuple):
         return _Rows(*arrays)._replace(offsets=np.concatenate([[0], np.cumsum(n)]))
 
 
-def _first_rows(net: Network, x, offsets) -> _Rows:
-    shape, n, dropped = net.config.mechanisms.get("selection"), ragged.lengths(offsets), None
-    left = shape is None or selection.counts_what_is_left(shape.selection_pool)
-    if net.config.summary == "mean" and not left:
+def _first_rows(net: Network, x, offsets, price) -> _Rows:
+    n, dropped = ragged.lengths(offsets), None
+    last = _removes(net, price) and not _counts_what_is_left(net.config)
+    if net.config.summary == "mean" and last:
         dropped = np.zeros((len(n), x.shape[1]), x.dtype)
     there, received = np.ones(len(x), x.dtype), np.zeros(len(x), x.dtype)
     return _Rows(x, there, received, np.arange(len(x)), offsets, n, dropped)
@@ -148,7 +148,7 @@ def _walk_forward(net: Network, batch: Batch, prices, guide=None):
     explore = None if rng is None or alone else prices["planning"].explore
     samples = price.samples if _removes(net, price) and rng is not None else 1
     x, embedding_cache = bert.embeddings_forward(params, config, batch, calc, rng)
-    rows = _first_rows(net, x, batch.offsets)
+    rows = _first_rows(net, x, batch.offsets, price)
     s, s_cache = _summary_forward(net, rows, price) if "planning" in carried else NOTHING
     summaries, path, path_cache, plans, u, kept, caches = [s], None, None, [], [], 0, []
     steps = "planning" in carried and planning.is_stepwise(carried["planning"].planner)
@@ -204,7 +204,7 @@ def _walk_backward(dsummaries, slopes, cache, grads):
             dplans.append(dpi_l)
             if plan_cache is not None:
                 ds = planning.planner_backward(dpi_l[:, None], plan_cache, grads, calc)
-                dsummaries[layer] = ds if dsummaries[layer] is None else dsummaries[layer] + ds
+                dsummaries[layer] = bert.added(dsummaries[layer], ds)
         s_cache = s_before
     if path_cache is not None:
         dpi = np.stack(dplans[::-1], 1)  # (B, L - 1)
@@ -326,7 +326,7 @@ def _kept_backward(dkept, dthere, gated_cache):
     """Adds dkept (B,) to dthere, None or (T,)."""
     n = ragged.lengths(gated_cache[0][-1])
     more = np.repeat(dkept / n.astype(dkept.dtype), n)
-    return more if dthere is None else dthere + more
+    return bert.added(dthere, more)
 
 
 def _gated_layer_forward(net: Network, layer, rows: _Rows, u, g):
@@ -376,7 +376,7 @@ def _summary_forward(net: Network, rows: _Rows, price):
     """
     config, calc, (x, there, offsets) = net.config, net.calc, (rows.x, rows.there, rows.offsets)
     kind, more = "plain", None
-    if config.summary == "mean" and _removes(net, price) and rows.dropped is not None:
+    if rows.dropped is not None:
         kind = "whole"
     elif config.summary == "mean" and not _removes(net, price) and _counts_what_is_left(config):
         kind, x = "weighted", x * there[:, None]
@@ -404,7 +404,7 @@ def _summary_backward(ds, dx, dthere, ddropped, cache, calc):
     kind, s_cache, more = cache
     if kind == "whole":
         ds, dmore = selection.whole_mean_backward(ds, more)
-        ddropped = _sum(ddropped, dmore)
+        ddropped = bert.added(ddropped, dmore)
     elif kind == "weighted":
         x, there, total, share, share_cache = more
         dshare = -(ds * total).sum(1, keepdims=True) / share**2
@@ -412,9 +412,5 @@ def _summary_backward(ds, dx, dthere, ddropped, cache, calc):
     dx_s = bert.summary_backward(ds, s_cache, calc)
     if kind == "weighted":  # so far it is of x there
         dmore = np.einsum("tc,tc->t", dx_s, x) + calc.mean_rows_backward(dshare, share_cache)[:, 0]
-        dthere, dx_s = _sum(dthere, dmore), dx_s * there[:, None]
-    return _sum(dx, dx_s), dthere, ddropped
-
-
-def _sum(a, b):
-    return b if a is None else a + b
+        dthere, dx_s = bert.added(dthere, dmore), dx_s * there[:, None]
+    return bert.added(dx, dx_s), dthere, ddropped
