@@ -40,6 +40,7 @@ class Config:
     problem_type: "single_label_classification" or "regression" (one output, no halting).
     mechanisms: {name: its shape}, for every mechanism that the model carries; {}: a plain BERT.
     budgets: {"macs_fraction", "knobs"} as measured by evaluate --calibrate, cheapest first.
+    certificates: promises that evaluate --certify tested, with the knobs that keep them.
     extra: keys of config.json that are kept, and not read.
     """
 
@@ -59,6 +60,7 @@ class Config:
     summary: str = "cls"
     mechanisms: dict[str, Any] = field(default_factory=dict)
     budgets: tuple[dict, ...] = field(default=(), compare=False)
+    certificates: tuple[dict, ...] = field(default=(), compare=False)
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -110,8 +112,7 @@ class Config:
         raw, extra = asdict(replace(self, extra={})), self.extra  # asdict copies what is nested
         ours = {"summary": raw.pop("summary")} | raw.pop("mechanisms")
         del raw["extra"]
-        if budgets := raw.pop("budgets"):
-            ours["budgets"] = list(budgets)
+        ours |= {name: list(found) for name in STORED if (found := raw.pop(name))}
         raw["id2label"] = {str(i): name for i, name in enumerate(self.id2label)}
         raw["label2id"] = {name: i for i, name in enumerate(self.id2label)}
         # dtype: what `transformers` is to compute in, however the tensors are stored
@@ -168,8 +169,8 @@ def _labels(raw: dict) -> tuple[str, ...]:
 
 
 def _ours(raw: Any) -> dict[str, Any]:
-    """The "minidact" key: which summary, which mechanisms, which budgets."""
-    keys = ("summary", *MECHANISMS, "budgets")
+    """The "minidact" key: which summary, which mechanisms, which settings were measured."""
+    keys = ("summary", *MECHANISMS, *STORED)
     if not isinstance(raw, dict) or set(raw) - set(keys):
         raise InputError(f'config.json: "minidact" may hold {", ".join(keys)} only')
     summary, shapes = raw.get("summary", "cls"), {}
@@ -182,30 +183,43 @@ def _ours(raw: Any) -> dict[str, Any]:
             raise InputError(f"{at} may hold {', '.join(known_fields)} only")
         checked = {key: _checked(given, key, k, f"{at}.") for key, k in known_fields.items()}
         shapes[name] = record.shape(**checked)
-    return {
+    ours = {
         "summary": known("config.json: summary", summary, SUMMARIES),
         "mechanisms": shapes,
-        "budgets": _budgets(raw.get("budgets", [])),
     }
+    return ours | {name: _stored(name, raw.get(name, [])) for name in STORED}
 
 
-def _budgets(raw: Any) -> tuple[dict, ...]:
-    """What --budget chooses from; which values make sense is checked when they are used."""
-    numbers = [name for name, knob in KNOBS.items() if not knob.choices]
-    may = ", ".join(f'"{name}": number' for name in numbers)
-    wrong = InputError(
-        'config.json: minidact.budgets is not a list of {"macs_fraction": number, "knobs": {"use": '
-        f"[..], {may}}}}}"
-    )
-    for entry in raw if isinstance(raw, list) else [None]:
-        if not isinstance(entry, dict) or set(entry) != {"macs_fraction", "knobs"}:
-            raise wrong
-        knobs = entry["knobs"]
-        if not isinstance(knobs, dict) or set(knobs) - {"use", *numbers}:
-            raise wrong
-        use, values = knobs.get("use", []), [v for k, v in knobs.items() if k != "use"]
-        if not isinstance(use, list) or not all(isinstance(name, str) for name in use):
-            raise wrong
-        if not all(isinstance(v, int | float) for v in (entry["macs_fraction"], *values)):
-            raise wrong
+NUMBER: Any = int | float
+KINDS = {NUMBER: "number", str: "text", list: "[..]", dict: "{..}"}
+STORED: dict[str, dict[str, Any]] = {  # settings that were measured: what each list's entries hold
+    "budgets": {"macs_fraction": NUMBER, "knobs": dict},
+    "certificates": {
+        "risk": NUMBER, "confidence": NUMBER, "examples": NUMBER, "disagreements": NUMBER,
+        "p_value": NUMBER, "macs_fraction": NUMBER, "bits": NUMBER, "weights": str, "knobs": dict,
+    },
+}  # fmt: skip
+
+
+def _stored(name: str, raw: Any) -> tuple[dict, ...]:
+    """What --budget or --risk chooses from; if its knobs make sense is checked on use."""
+    must = STORED[name]
+    may = {"use": list} | {key: NUMBER for key, knob in KNOBS.items() if not knob.choices}
+    for entry in raw if isinstance(raw, list) else [{}]:
+        whole = isinstance(entry, dict) and set(entry) == set(must) and _holds(entry, must)
+        if not whole or not _holds(entry["knobs"], may):
+            told = ", ".join(f'"{key}": {KINDS[kind]}' for key, kind in must.items())
+            knobs = ", ".join(f'"{key}": {KINDS[kind]}' for key, kind in may.items())
+            raise InputError(
+                f"config.json: minidact.{name} is not a list of {{{told}}}, with knobs {{{knobs}}}"
+            )
     return tuple(raw)
+
+
+def _holds(entry: dict, kinds: dict[str, Any]) -> bool:
+    """Is every value of its kind? A list must be one of names."""
+    return all(
+        isinstance(value, kinds.get(key, ()))
+        and (not isinstance(value, list) or all(isinstance(name, str) for name in value))
+        for key, value in entry.items()
+    )

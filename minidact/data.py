@@ -34,7 +34,7 @@ csv.field_size_limit(2**31 - 1)  # a text may be long
 
 
 class Examples(NamedTuple):
-    """The rows of a labelled file. pairs: second texts or None; labels: as the file has them."""
+    """The rows of a file. pairs: second texts or None; labels: as the file has them, or none."""
 
     texts: list[str]
     pairs: list[str] | None
@@ -46,12 +46,13 @@ class Examples(NamedTuple):
 # ---------------------------------------------------------------------------- files
 
 
-def read_examples(path: str | Path) -> Examples:
-    """Reads a labelled file: GLUE's .tsv, or a .tsv, .csv or .jsonl of your own.
+def read_examples(path: str | Path, labelled: bool = True) -> Examples:
+    """Reads a file: GLUE's .tsv, or a .tsv, .csv or .jsonl of your own.
 
     Your own file has the columns text, label and, for tasks on two texts, text_pair. A .tsv is
-    split at tabs, and quotes in it are ordinary characters. Raises InputError if the file cannot be
-    read; for a bad row, the message says its line.
+    split at tabs, and quotes in it are ordinary characters. labelled: False reads no labels, so
+    none need to be there. Raises InputError if the file cannot be read; for a bad row, the message
+    says its line.
     """
     path = Path(path)
     layouts = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows}
@@ -61,7 +62,7 @@ def read_examples(path: str | Path) -> Examples:
     _, header = next(rows, (0, None))
     if header is None:
         raise InputError(f"{path} is empty")
-    return _examples(path, header, rows)
+    return _examples(path, header, rows, labelled)
 
 
 def _lines(path) -> Iterator[tuple[int, str]]:
@@ -123,16 +124,16 @@ def _no_constant(name):
     raise ValueError(f"{name} is not of JSON")
 
 
-def _examples(path, header, rows) -> Examples:
+def _examples(path, header, rows, labelled) -> Examples:
     """Returns the examples in the rows; raises InputError, with the line, for a bad one."""
     text = next((name for name in TEXTS if name in header), None)
-    label = next((name for name in LABELS if name in header), None)
-    if text is None or label is None:
+    label = next((name for name in LABELS if name in header), None) if labelled else None
+    if text is None or (labelled and label is None):
         names = ", ".join(repr(name) for name in header[:10])
-        raise InputError(
-            f"{path}, line 1: the header needs a text (or sentence) and a label; it has {names}"
-        )
-    wanted = [text, label] + ([TEXTS[text]] if TEXTS[text] in header else [])
+        needs = "a text (or sentence)" + (" and a label" if labelled else "")
+        raise InputError(f"{path}, line 1: the header needs {needs}; it has {names}")
+    wanted = [text] + ([TEXTS[text]] if TEXTS[text] in header else [])
+    wanted += [label] if label else []
     columns: dict[str, list[str]] = {name: [] for name in wanted}
     lines: list[int] = []
     for number, row in rows:
@@ -144,15 +145,17 @@ def _examples(path, header, rows) -> Examples:
             if not isinstance(value, str | int | float):
                 raise InputError(f"{path}, line {number}: {name} is neither a text nor a number")
             columns[name].append(str(value))
-        columns[label][-1] = sys.intern(columns[label][-1].strip())  # few labels, many rows
-        if not columns[label][-1]:
-            raise InputError(f"{path}, line {number}: the label is empty")
+        if label:
+            columns[label][-1] = sys.intern(columns[label][-1].strip())  # few labels, many rows
+            if not columns[label][-1]:
+                raise InputError(f"{path}, line {number}: the label is empty")
         lines.append(number)
     if not lines:
         raise InputError(f"{path} has a header but no rows")
     metric = {COLA: "matthews", MRPC: "f1"}.get(tuple(header))
     metric = metric or ("pearson_spearman" if label == "score" else "accuracy")
-    return Examples(columns[text], columns.get(TEXTS[text]), columns[label], metric, lines)
+    labels = columns[label] if label else []
+    return Examples(columns[text], columns.get(TEXTS[text]), labels, metric, lines)
 
 
 # ---------------------------------------------------------------------------- labels

@@ -1,22 +1,34 @@
-"""Scores and costs on a labelled file: `python -m minidact.evaluate --data dev.tsv`."""
+"""Scores, costs and promises on a file: `python -m minidact.evaluate --data dev.tsv`."""
 
 import argparse
 import dataclasses
 import json
 import os
 import sys
-import time
 
-import numpy as np
 from tqdm import tqdm
 
 from . import checkpoint, data, metrics, plot
+from .config import STORED
 from .errors import InputError, run_command
+from .fast.layers import stored_bits
 from .infer import load_model
-from .mechanisms import MECHANISMS
+from .mechanisms import KNOBS, MECHANISMS
+from .mechanisms.record import Knob
 from .model import Model
-from .options import add_model_options, how_to_answer
-from .study import sweep
+from .options import add_knob, add_model_options, fill, flag, how_to_answer
+from .study import certify, sweep
+from .study.scores import evaluate, measure, table
+
+CERTIFYING = {
+    "confidence": Knob(0.95, "with --certify: how sure the promise has to be", 0, 0.999999),
+    "loss": Knob(
+        "agreement", "with --certify: what may happen to so few texts: another class than the full "
+        "model's; or a wrong one where the full model is right, which needs labels",
+        choices=certify.LOSSES,
+    ),
+    "seed": Knob(0, "with --certify: of the split into texts that order and that test", 0, 2**63),
+}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
     add("--plot", metavar="FILE", help="with --sweep: draw it (.svg, .png, ..; needs matplotlib)")
     add("--calibrate", action="store_true", help="with --sweep: store in --model's config.json "
         "which knobs spend how much, for --budget")  # fmt: skip
+    add("--certify", action="store_true", help="test which knobs keep the promise of --risk, on a "
+        "file that needs no labels, and store them in --model's config.json")  # fmt: skip
+    for name, knob in CERTIFYING.items():
+        add_knob(p, name, knob)
     add_model_options(p)
     return p
 
@@ -45,26 +61,27 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     options = parser().parse_args()
     how = how_to_answer(options)
-    if (options.plot or options.calibrate or options.curves) and not options.sweep:
-        raise InputError("--curves, --plot and --calibrate go with --sweep")
-    if options.calibrate and not os.path.isdir(options.model or ""):
-        raise InputError("--calibrate needs --model with a directory to write to")
-    if options.plot:
-        plot.check(options.plot)
-    examples = data.read_examples(options.data)
-    model = load_model(options.model, how, options.bits)
-    labels = data.label_ids(examples, model.config, options.data)
+    check(options, how)
+    labelled = not options.certify or options.loss == "accuracy"
+    examples = data.read_examples(options.data, labelled)
+    model = load_model(options.model, {} if options.certify else how, options.bits)
+    labels = data.label_ids(examples, model.config, options.data) if labelled else None
+    if (options.sweep or options.certify) and not model.config.mechanisms:
+        raise InputError("the model carries no mechanism, so there is no knob to move")
+    if options.calibrate or options.certify:  # both take long: better now than afterwards
+        checkpoint.save_config(options.model, model.config, rehearse=True)
+    if options.certify:
+        if model.config.problem_type == "regression":
+            raise InputError("--certify counts classes, and the model predicts numbers")
+        promise(model, examples, labels, options)
+        return
     fixed = (model, examples, labels, options.metric, options.batch_size)
     if not options.sweep:
         result = evaluate(*fixed, how)
         print(json.dumps(result) if options.json else table(result))
         return
-    if not model.config.mechanisms:
-        raise InputError("the model carries no mechanism, so there is no knob to sweep")
     points = sweep.settings(model.config, options.curves)
-    if options.calibrate:  # a sweep is long: better now than afterwards
-        checkpoint.save_config(options.model, model.config, rehearse=True)
-    result = sweep.sweep(points, lambda knobs, known: evaluate(*fixed, knobs, known), tqdm)
+    result = sweep.sweep(points, lambda knobs, known: measure(*fixed, knobs, known), tqdm)
     print(json.dumps(result) if options.json else sweep.table(result))
     if options.plot:
         plot.save(plot.sweep(result), options.plot)
@@ -73,68 +90,58 @@ def main() -> None:
         checkpoint.save_config(options.model, config)
 
 
-def evaluate(
-    model: Model, examples, labels, metric=None, batch_size=32, how=None, known=None
-) -> dict:
-    """The object of `evaluate --json`. how: keyword arguments that make the model adaptive.
-
-    Every batch is answered twice, in full and adaptively, from text to probabilities, the two in
-    alternating order; ms_per_text and ms_per_text_full are the totals per text. known: an earlier
-    result on the same examples, whose figures of the full model are taken instead.
-    """
-    how = how or {}
-    metric = metrics.choose(metric, examples.metric, model.config.problem_type == "regression")
-    runs = {"": model.knobs(**how)} | ({} if known else {"_full": model.knobs(())})
-    seconds: dict[str, float] = dict.fromkeys(runs, 0.0)
-    answers: dict[str, list] = {key: [] for key in runs}
-    starts = range(0, len(labels), batch_size)
-    if not known:  # what only large batches need is compiled here, not on the clock
-        first = data.encode(model.tokenizer, examples.texts[:batch_size], None)
-        model.run(first, runs["_full"])
-    for turn, start in enumerate(
-        tqdm(starts, unit="batch", leave=False, disable=not sys.stderr.isatty())
-    ):
-        part = slice(start, start + batch_size)
-        texts, pairs = examples.texts[part], examples.pairs and examples.pairs[part]
-        for key in list(runs) if turn % 2 else reversed(runs):
-            begin = time.perf_counter()
-            sentences = data.encode(model.tokenizer, texts, pairs)
-            answers[key].append(model.run(sentences, runs[key]))
-            seconds[key] += time.perf_counter() - begin
-
-    def gathered(field):
-        return np.concatenate([getattr(a, field) for a in answers[""]])
-
-    def figures(key):
-        probs = np.concatenate([a.probs for a in answers[key]])
-        return {
-            f"value{key}": metrics.score(metric, probs, labels),
-            f"ms_per_text{key}": seconds[key] * 1e3 / len(labels),
-        }
-
-    full = known or figures("_full")
-    tokens_full = len(gathered("stayed")) * model.config.num_hidden_layers
-    return {
-        "metric": metric,
-        "examples": len(labels),
-        "num_layers": model.config.num_hidden_layers,
-        "layers_mean": float(gathered("layers_run").sum(1).mean()),
-        "tokens_fraction": float(gathered("lengths").sum() / tokens_full),
-        "macs_fraction": float(gathered("macs").sum() / gathered("macs_full").sum()),
-        **figures(""),
-        "value_full": full["value_full"],
-        "ms_per_text_full": full["ms_per_text_full"],
-    }
+def check(options: argparse.Namespace, how: dict) -> None:
+    """Fills in what --certify takes; raises InputError for options that do not go together."""
+    if (options.plot or options.calibrate or options.curves) and not options.sweep:
+        raise InputError("--curves, --plot and --calibrate go with --sweep")
+    for name in ("calibrate", "certify"):
+        if getattr(options, name) and not os.path.isdir(options.model or ""):
+            raise InputError(f"--{name} needs --model with a directory to write to")
+    if options.plot:
+        plot.check(options.plot)
+    fill(options, CERTIFYING, usual=options.certify)
+    if not options.certify:
+        given = [flag(n, k) for n, k in CERTIFYING.items() if getattr(options, n) is not None]
+        if given:
+            raise InputError(f"{', '.join(given)} goes with --certify")
+        return
+    if how["risk"] is None:
+        raise InputError("--certify needs the risk that is to be promised, such as --risk 0.02")
+    if not 0 < how["risk"] < 1:
+        raise InputError(f"--risk is {how['risk']:g}; to be tested it must lie between 0 and 1")
+    usual = {"use": None, "budget": None} | {name: knob.usual for name, knob in KNOBS.items()}
+    if options.sweep or options.metric or how != usual | {"risk": how["risk"]}:
+        raise InputError("--certify chooses the knobs itself, and has no --metric and no --sweep")
 
 
-def table(r: dict) -> str:
-    return (
-        f"{r['examples']} examples  {r['metric']}\n"
-        f"{'':10}{'value':>8}{'layers':>8}{'MACs':>8}{'ms/text':>9}\n"
-        f"{'full':10}{r['value_full']:8.4f}{r['num_layers']:8.2f}{1:8.0%}{r['ms_per_text_full']:9.2f}\n"
-        f"{'adaptive':10}{r['value']:8.4f}{r['layers_mean']:8.2f}{r['macs_fraction']:8.0%}"
-        f"{r['ms_per_text']:9.2f}"
+def promise(model: Model, examples, labels, options: argparse.Namespace) -> None:
+    """Tests which knobs keep the promise, prints it, and stores it for --risk."""
+    found = certify.certify(
+        certify.settings(model.config),
+        certify.measuring(model, examples, labels, options.batch_size),
+        len(examples.texts),
+        options.risk,
+        options.confidence,
+        options.seed,
+        lambda settings: tqdm(settings, unit="setting", disable=not sys.stderr.isatty()),
     )
+    found |= {"loss": options.loss, "bits": stored_bits(model.bits), "weights": model.digest}
+    print(json.dumps(found) if options.json else certify.told(found))
+    if found["knobs"] is None and options.json:
+        print(certify.told(found), file=sys.stderr)
+    if found["knobs"] is None or options.loss != "agreement":
+        return
+    new = {key: found[key] for key in STORED["certificates"]}
+    others = [c for c in model.config.certificates if not replaces(new, c)]
+    config = dataclasses.replace(model.config, certificates=(*others, new))
+    checkpoint.save_config(options.model, config)
+
+
+def replaces(new: dict, old: dict) -> bool:
+    """Is the old certificate void, or is the new one the same promise?"""
+    if new["bits"] != old["bits"]:
+        return False
+    return new["weights"] != old["weights"] or new["risk"] == old["risk"]
 
 
 if __name__ == "__main__":

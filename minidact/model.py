@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from . import checkpoint, data, show
 from .config import Config
 from .errors import InputError, visible
-from .fast.layers import layers_for
+from .fast.layers import layers_for, stored_bits, weights_digest
 from .hard import Answers, Knobs, check_knobs, hard_forward
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob
@@ -31,6 +32,10 @@ BUDGET = Knob(
     None, "instead of all other knobs: the share of the full multiply-adds to spend at most, on "
     "average, such as 0.5", most=1000,
 )  # fmt: skip
+RISK = Knob(
+    None, "instead of all other knobs: the share of the answers that may differ from the full "
+    "model's, such as 0.02; evaluate --certify makes the certificate for it", most=1,
+)  # fmt: skip
 
 F = TypeVar("F", bound=Callable)
 
@@ -42,8 +47,8 @@ def explained(function: F) -> F:
     knobs = [inspect.Parameter(name, kind, default=k.usual) for name, k in KNOBS.items()]
     function.__signature__ = signature.replace(parameters=own + knobs)  # type: ignore[attr-defined]
     lines = [f"{name} (default {knob.usual}): {knob.help}" for name, knob in KNOBS.items()]
-    about = f"budget (default None): {BUDGET.help}"
-    function.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", *lines, about])
+    lines += [f"budget (default None): {BUDGET.help}", f"risk (default None): {RISK.help}"]
+    function.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", *lines])
     return function
 
 
@@ -127,6 +132,7 @@ class Model:
         None: 16 if no weight loses a digit by it, else 32. In 8, activations are rounded, too.
         """
         self.config, self.params, self.tokenizer = config, params, tokenizer
+        self.bits = bits
         calc = calculus(params, reference)
         self.net = Network(params, config, calc)
         with interruptible():
@@ -145,22 +151,30 @@ class Model:
         """Writes config.json, model.safetensors (float32 or float16) and tokenizer.json."""
         checkpoint.save(directory, self.config, self.params, self.tokenizer, dtype)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights as they are multiplied: a certificate holds for these alone."""
+        return weights_digest(self.params, self.bits)
+
     @explained
     def knobs(
         self,
         use: str | Iterable[str] | None = None,
         *,
         budget: float | None = None,
+        risk: float | None = None,
         **given: Any,
     ) -> Knobs:
         """The knobs, checked; use: None stands for all that the model carries.
 
         Raises InputError for what cannot be.
         """
-        if budget is not None:
-            if use is not None or Knobs(**given) != Knobs():
-                raise InputError("a budget chooses the other knobs: give it alone")
-            return self.knobs(**self._affordable(budget))
+        if budget is not None or risk is not None:
+            if use is not None or None not in (budget, risk) or Knobs(**given) != Knobs():
+                name = "budget" if risk is None else "risk"
+                raise InputError(f"a {name} chooses the other knobs: give it alone")
+            stored = self._certified(risk) if budget is None else self._affordable(budget)
+            return self.knobs(**stored)
         use = self.config.mechanisms if use is None else [use] if isinstance(use, str) else use
         if not isinstance(use, Iterable):
             raise InputError(f"use is {use!r}, neither a mechanism's name nor a list of them")
@@ -183,6 +197,23 @@ class Model:
             raise InputError(f"budget is {budget}; the least that the model can do with is {least}")
         return max(within, key=lambda entry: entry["macs_fraction"])["knobs"]
 
+    def _certified(self, risk: float | None) -> dict[str, Any]:
+        """The cheapest knobs with a certificate that no more of the answers differ."""
+        if wrong := RISK.misfit(risk):
+            raise InputError(f"risk is {risk!r}{wrong}")
+        bits, make = stored_bits(self.bits), "evaluate --certify makes them"
+        there = [c for c in self.config.certificates if c["bits"] == bits]
+        if not there:
+            raise InputError(f"the model's config.json has no certificates in {bits} bits: {make}")
+        valid = [c for c in there if c["weights"] == self.digest]
+        if not valid:
+            raise InputError(f"the certificates are void, as the weights have changed: {make}")
+        covering = [c for c in valid if c["risk"] <= risk]
+        if not covering:
+            risks = ", ".join(f"{c['risk']:g}" for c in valid)
+            raise InputError(f"risk is {risk:g}; there are certificates for {risks}: {make}")
+        return min(covering, key=lambda c: c["macs_fraction"])["knobs"]
+
     # a str is an Iterable[str], too: the first signature that fits counts
     @overload
     def __call__(
@@ -193,6 +224,7 @@ class Model:
         batch_size: int = 32,
         use: str | Iterable[str] | None = None,
         budget: float | None = None,
+        risk: float | None = None,
         **knobs: Any,
     ) -> Prediction: ...
 
@@ -205,6 +237,7 @@ class Model:
         batch_size: int = 32,
         use: str | Iterable[str] | None = None,
         budget: float | None = None,
+        risk: float | None = None,
         **knobs: Any,
     ) -> list[Prediction]: ...
 
@@ -217,6 +250,7 @@ class Model:
         batch_size: int = BATCH_SIZE.usual,
         use: str | Iterable[str] | None = None,
         budget: float | None = None,
+        risk: float | None = None,
         **knobs: Any,
     ) -> Prediction | list[Prediction]:
         """One text -> a Prediction; any number of them -> a list of Predictions, in order.
@@ -233,7 +267,7 @@ class Model:
                 raise InputError(f"{len(firsts)} texts, but {len(seconds)} second texts")
         if wrong := BATCH_SIZE.misfit(batch_size):
             raise InputError(f"batch_size is {batch_size!r}{wrong}")
-        chosen, out = self.knobs(use, budget=budget, **knobs), []
+        chosen, out = self.knobs(use, budget=budget, risk=risk, **knobs), []
         for start in range(0, len(firsts), batch_size):
             part = slice(start, start + batch_size)
             out += self._answer(firsts[part], seconds and seconds[part], chosen)

@@ -15,7 +15,7 @@ from .errors import InputError
 from .fast.layers import BITS
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob, knobs_of
-from .model import BATCH_SIZE, BUDGET
+from .model import BATCH_SIZE, BUDGET, RISK
 
 STATE = "training.safetensors"  # in --out while a run is under way: all that resuming needs
 
@@ -66,7 +66,7 @@ def fill(options: argparse.Namespace, knobs: dict[str, Knob], usual: bool = True
 
 # ---------------------------------------------------------------------------- infer and evaluate
 
-ANSWERING = {"batch_size": BATCH_SIZE, "budget": BUDGET}
+ANSWERING = {"batch_size": BATCH_SIZE, "budget": BUDGET, "risk": RISK}
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def how_to_answer(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--full switches everything off, and --use something on: choose one")
     fill(options, KNOBS | ANSWERING)
     use = comma_list(options.use) if options.use is not None else () if options.full else None
-    return {"use": use, "budget": options.budget} | {name: getattr(options, name) for name in KNOBS}
+    return {"use": use} | {name: getattr(options, name) for name in ("budget", "risk", *KNOBS)}
 
 
 # ---------------------------------------------------------------------------- train

@@ -43,7 +43,7 @@ FOLDERS = {
         {"kernels"}, {"decisions"}, {"packed"}, {"packed_int8"}, {"layers"},
     ],
     "train": [{"start", "guide", "teach"}, {"learn"}, {"__main__"}],
-    "study": [{"sweep"}, {"__main__"}],
+    "study": [{"sweep", "scores", "risk"}, {"certify"}, {"__main__"}],
     "plot": [{"__init__"}, {"__main__"}],
     "bench": [{"peers", "limits"}, {"contenders"}, {"workers"}, {"cases"}, {"__main__"}],
 }  # fmt: skip

@@ -236,7 +236,7 @@ def test_a_budget_is_kept(calibrated):
             "--curves 'wheel' is unknown; there are: halting, planning",
         ),
         (["--sweep", "--calibrate"], "--calibrate needs --model"),
-        (["--sweep", "--model", TINY], "no knob to sweep"),
+        (["--sweep", "--model", TINY], "no knob to move"),
         (["--rule", "entropy", "--full"], "needs halting in use"),
     ],
 )

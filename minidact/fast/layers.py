@@ -3,6 +3,7 @@
 All of them have the same methods: those of Decisions, and packed.Encoder's `workspace` and `layer`.
 """
 
+import hashlib
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -97,6 +98,20 @@ def layers_for(params: Any, config: Config, calc: ModuleType, bits: int | None =
     if wanted == "8":
         return EncoderInt8(params, config)
     return Encoder(params, config, halves=wanted != "32")
+
+
+def stored_bits(bits: int | None) -> int:
+    """Of a certificate: 8, or 32 for all products that are not quantised."""
+    return 8 if bits == 8 else 32
+
+
+def weights_digest(params: Any, bits: int | None) -> str:
+    """SHA-256 of all arrays in float32, as they are multiplied, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        array = _rounded(name, params[name]) if bits == 16 else params[name]
+        digest.update(name.encode() + np.ascontiguousarray(array, "<f4").tobytes())
+    return digest.hexdigest()
 
 
 def kernel_for(bits: int | None) -> str:

@@ -76,18 +76,19 @@ def _rules(config: Config, own: Any) -> Iterator[Point]:
             yield name, {"use": ("halting",), "rule": name, "at": at}
 
 
-def sweep(settings: list, evaluate: Callable[[dict, dict | None], dict], progress=iter) -> dict:
+def sweep(settings: list, evaluate: Callable[[dict, Any], tuple[dict, Any]], progress=iter) -> dict:
     """Evaluates the settings and returns {"points": .., "areas": .., "budgets": ..}.
 
     points: a dict for each setting, with its curve, its knobs and what evaluate returned. areas:
-    `area` of every curve. budgets: `budgets` of the points. evaluate is called with the knobs and
-    with an earlier result of the same curve (or None); it returns what evaluate.evaluate returns.
-    So the full model is timed anew at the first point of every curve.
+    `area` of every curve. budgets: `budgets` of the points. evaluate is called with the knobs, and
+    with what it knows of the full model from an earlier point of the same curve (or None); it
+    returns what scores.measure returns. So the full model is timed anew at the first point of every
+    curve.
     """
     points: list[dict] = []
-    known: dict[str, dict] = {}
+    known: dict[str, Any] = {}
     for name, knobs in progress(settings):
-        result = known[name] = evaluate(knobs, known.get(name))
+        result, known[name] = evaluate(knobs, known.get(name))
         points.append({"curve": name, "knobs": knobs} | result)
     lowest = 1 / points[0]["num_layers"]
     areas = {
