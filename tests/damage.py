@@ -173,6 +173,7 @@ BROKEN = [
         config(minidact={"budgets": [{"macs_fraction": "much", "knobs": {}}]}),
         "budgets is not a list",
     ),
+    (config(minidact={"certificates": [{"risk": 0.1}]}), "certificates is not a list"),
     (config(minidact={"summary": "max"}), "summary is 'max'"),
     (config(minidact={"halting": {}}), "lacks dact.layer.0"),
     (config(problem_type="regression"), "3 labels do not fit a regression"),

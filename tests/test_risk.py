@@ -59,11 +59,18 @@ def test_texts_needed_as_published_tables_have_them():
 def test_order_is_of_those_that_no_other_beats_the_safest_first(seed, count):
     rng = np.random.default_rng(seed)
     losses, costs = rng.integers(0, 6, count), rng.integers(1, 6, count)
-    kept = risk.order(losses, costs)
-    assert (np.diff(losses[kept]) > 0).all()
-    assert (np.diff(costs[kept]) < 0).all()
+    front = risk.order(losses, costs)
+    assert (np.diff(losses[front]) > 0).all()
+    assert (np.diff(costs[front]) < 0).all()
     for j in range(count):
-        assert any(losses[k] <= losses[j] and costs[k] <= costs[j] for k in kept)
+        assert any(losses[k] <= losses[j] and costs[k] <= costs[j] for k in front)
+    chain = np.flatnonzero(rng.random(count) < 0.5)
+    sequence = risk.order(losses, costs, chain)
+    before = sequence[: -len(front)]
+    assert (sequence[-len(front) :] == front).all()
+    dearer = (costs[chain] > costs[front[0]]) & (losses[chain] <= losses[front[0]])
+    assert sorted(before) == sorted(chain[dearer])
+    assert (np.diff(costs[before]) <= 0).all()
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=12), risks, confidences)
@@ -91,11 +98,12 @@ def certified(losses, costs, texts, r, confidence=0.95, seed=0):
     """The index of the setting that is certified on those texts, or None."""
 
     def measure(knobs, indices):
-        return losses[knobs["j"], texts[indices]], costs[knobs["j"]]
+        (j,) = knobs["use"]
+        return losses[j, texts[indices]], costs[j]
 
-    choices = [{"j": j} for j in range(len(losses))]
+    choices = [{"use": (j,)} for j in range(len(losses))]
     found = certify.certify(choices, measure, len(texts), r, confidence, seed)
-    return found["knobs"] and found["knobs"]["j"]
+    return found["knobs"] and found["knobs"]["use"][0]
 
 
 @given(seeds, st.integers(3, 200))
@@ -108,7 +116,7 @@ def test_no_text_both_orders_and_tests(seed, n):
         asked.append(set(indices.tolist()))
         return np.zeros(len(indices), bool), 1 / knobs["slack"]
 
-    certify.certify([{"slack": j} for j in (1, 2, 3)], measure, n, 0.5, 0.9, seed)
+    certify.certify([{"use": (j,), "slack": j} for j in (3, 1, 2)], measure, n, 0.5, 0.9, seed)
     assert asked[:3] == [set(orders.tolist())] * 3
     assert asked[3:] == [set(tests.tolist())]  # of those without loss the cheapest is enough
 
@@ -183,6 +191,9 @@ def promised(tmp_path_factory):
     work = tmp_path_factory.mktemp("promise")
     model, texts = work / "model", work / "texts.tsv"
     shutil.copytree(SHIPPED, model)
+    config = json.loads((model / "config.json").read_text())
+    del config["minidact"]["certificates"]
+    (model / "config.json").write_text(json.dumps(config))
     lines = (ROOT / "tutorials" / "data" / "reviews.tsv").read_text().splitlines()
     texts.write_text("".join(line.split("\t")[0] + "\n" for line in lines))
     options = ["--certify", "--model", model, "--data", texts, "--json"]

@@ -20,7 +20,7 @@ def code_cells(notebook):
 
 
 def test_they_are_numbered_and_named_in_the_readme():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(1, 10)]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(1, 11)]
     readme = (ROOT / "README.md").read_text()
     for path in NOTEBOOKS:
         assert f"(tutorials/{path.name})" in readme, path.name

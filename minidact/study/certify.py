@@ -36,7 +36,7 @@ def failures(classes, full, labels=None) -> np.ndarray:
 
 
 def settings(config: Config) -> list[dict[str, Any]]:
-    """The mechanisms' settings that a sweep tries, without those of other rules."""
+    """The mechanisms' settings that a sweep tries, first those of one alone; no other rules."""
     return [knobs for name, knobs in sweep.settings(config) if name not in RULES]
 
 
@@ -66,7 +66,8 @@ def certify(
     orders, tests = split(n, seed)
     measured = [measure(knobs, orders) for knobs in progress(choices)]
     counts, costs = np.array([(failed.sum(), share) for failed, share in measured]).T
-    sequence = risk.order(counts, costs)
+    chain = [j for j, knobs in enumerate(choices) if knobs["use"] == choices[0]["use"]]
+    sequence = risk.order(counts, costs, chain)
     seen: list[tuple[int, float]] = []
 
     def tested(j: int) -> int:

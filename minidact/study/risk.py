@@ -48,17 +48,22 @@ def texts_needed(risk: float, confidence: float, rate: float = 0.0) -> int | Non
     return int(n[enough.argmax()]) if enough.any() else None
 
 
-def order(losses: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """The settings that no other beats in both, the safest (and dearest) first -> indices.
+def order(losses: np.ndarray, costs: np.ndarray, chain: Iterable[int] = ()) -> np.ndarray:
+    """The settings worth a test, the safest (and dearest) first -> indices.
 
-    losses, costs: (J,), of each setting, in sum or on average over the texts that choose the order.
+    losses, costs: (J,), of each setting on the texts that choose the order. They are those that no
+    other beats in both. The first of them had no loss perhaps by luck, and if it fails its test
+    nothing is certified; so before it come the dearer ones of a chain, settings in which one knob
+    moves, as far as they lost no more.
     """
-    best, kept = np.inf, []
+    best, front = np.inf, []
     for j in np.lexsort((losses, costs)):  # the cheapest first
         if losses[j] < best:
             best = losses[j]
-            kept.append(j)
-    return np.array(kept[::-1], int)
+            front.append(j)
+    safest = front[-1]
+    before = [j for j in chain if costs[j] > costs[safest] and losses[j] <= losses[safest]]
+    return np.array([*sorted(before, key=lambda j: -costs[j]), *front[::-1]], int)
 
 
 def last_passing(losses: Iterable[int], n: int, risk: float, confidence: float) -> int:

@@ -43,8 +43,7 @@ def measure(
         runs |= {"full": (model, model.knobs(()))}
         runs |= {} if exact is model else {"exact": (exact, model.knobs(()))}
         # what only large batches need is compiled here, not on the clock
-        first = data.encode(model.tokenizer, examples.texts[:batch_size], None)
-        model.run(first, model.knobs(()))
+        model.run(data.encode(model.tokenizer, examples.texts[:batch_size]), model.knobs(()))
     seconds: dict[str, float] = dict.fromkeys(runs, 0.0)
     answers: dict[str, list] = {key: [] for key in runs}
     starts = range(0, len(labels), batch_size)
@@ -63,14 +62,13 @@ def measure(
         return np.concatenate([getattr(a, field) for a in answers[key]])
 
     def figures(key):
-        value = metrics.score(metric, gathered("probs", key), labels)
-        return value, seconds[key] * 1e3 / len(labels)
+        probs = gathered("probs", key)
+        return metrics.score(metric, probs, labels), seconds[key] * 1e3 / len(labels)
 
     if not known:
-        value, ms_per_text = figures("full")
-        last = list(runs)[-1]
-        known = Full(value, ms_per_text, gathered("probs", last).argmax(1))
-    value, ms_per_text = figures("")
+        value, ms = figures("full")
+        known = Full(value, ms, gathered("probs", list(runs)[-1]).argmax(1))
+    value, ms = figures("")
     same = gathered("probs").argmax(1) == known.classes
     tokens_full = len(gathered("stayed")) * model.config.num_hidden_layers
     return {
@@ -81,7 +79,7 @@ def measure(
         "tokens_fraction": float(gathered("lengths").sum() / tokens_full),
         "macs_fraction": float(gathered("macs").sum() / gathered("macs_full").sum()),
         "value": value,
-        "ms_per_text": ms_per_text,
+        "ms_per_text": ms,
         "value_full": known.value,
         "ms_per_text_full": known.ms_per_text,
         "agreement": None if regression else float(same.mean()),
