@@ -34,7 +34,8 @@ CERTIFYING = {
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m minidact.evaluate",
-        description="Scores a model on a labelled file, adaptive and in full, and times both.",
+        description="Scores a model on a labelled file, adaptive and in full, and times both; or "
+        "certifies, on a file that needs no labels, which knobs keep a promise.",
     )
     add = p.add_argument
     add(
@@ -71,6 +72,8 @@ def main() -> None:
     if options.calibrate or options.certify:  # both take long: better now than afterwards
         checkpoint.save_config(options.model, model.config, rehearse=True)
     if options.certify:
+        if len(examples.texts) < 3:
+            raise InputError(f"{options.data} has too few texts to certify anything")
         if model.config.problem_type == "regression":
             raise InputError("--certify counts classes, and the model predicts numbers")
         promise(model, examples, labels, options)

@@ -9,13 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import Counting, prices, random_batch, random_params, small_config
 
-from minidact import bert, hard, network, ops, ragged, soft
+from minidact import InputError, bert, hard, network, ops, ragged, soft
+from minidact.config import Config
 from minidact.fast import kernels
+from minidact.fast.layers import Reference
 from minidact.fast.packed import Encoder
 from minidact.hard import Knobs
-from minidact.mechanisms import MECHANISMS, planning, token_gates
+from minidact.mechanisms import MECHANISMS, planning, selection, token_gates
 from minidact.mechanisms.exits import Halting
 from minidact.mechanisms.planning import Planning
+from minidact.mechanisms.record import Sizes
 from minidact.mechanisms.selection import Selection
 from minidact.mechanisms.token_gates import TokenGates
 from minidact.network import Network
@@ -293,3 +296,59 @@ def test_a_new_model_has_open_gates_and_hardly_any_layer_left_out(rng):
     answers = hard.hard_forward(Network(params, config), batch, Knobs(("planning", "tokens")))
     assert answers.layers_run.all()
     assert (answers.lengths == [[2] * 3, [3] * 3]).all()
+    assert answers.chances.shape == (5, 0)  # no policy was asked
+
+
+def test_first_values_of_planners_and_policies(rng):
+    """They say "stay"; a policy's first matrix has He's scale, since a kind of ReLU follows."""
+    mechanisms = {"planning": Planning(width=50), "selection": Selection(50, 2)}
+    params = network.init_params(small_config(heads=20, layers=4, **mechanisms), rng)
+    own = {n: p for n, p in params.items() if n.startswith((planning.PREFIX, selection.PREFIX))}
+    for name, array in own.items():
+        if name.endswith(".gate.bias"):
+            assert (array == 2).all()
+        elif name.endswith(".bias"):
+            assert not array.any()
+        else:
+            scale = np.sqrt(2 / 60) if "selection" in name and "hidden" in name else 0.02
+            assert np.std(array) == pytest.approx(scale, rel=0.3 if array.size < 200 else 0.08)
+
+
+def test_a_question_costs_a_multiply_add_for_every_weight_of_a_matrix():
+    sizes = Sizes(4, 60, 3)
+    for name, shape, questions in (
+        ("planning", Planning(width=5), 3), ("selection", Selection(5, 2), 2),
+    ):  # fmt: skip
+        table = MECHANISMS[name].shapes(shape, sizes).values()
+        weights = sum(np.prod(shape) for shape in table if len(shape) == 2)
+        assert MECHANISMS[name].macs(shape, sizes) * questions == weights
+    assert MECHANISMS["tokens"].macs(TokenGates(), sizes) == 0
+
+
+@pytest.mark.parametrize("name", ["planning", "tokens", "selection"])
+def test_two_layers_are_enough_to_leave_one_out(name):
+    raw = small_config(layers=2, **{name: MECHANISMS[name].shape()}).to_dict()
+    assert name in Config.from_dict(raw).mechanisms
+    with pytest.raises(InputError, match=f"{name} needs 2 layers, and there are 1"):
+        Config.from_dict(raw | {"num_hidden_layers": 1})
+
+
+def test_a_gate_of_one_half_is_open(rng):
+    gates, chosen = np.array([0.49, 0.5]), np.array([0, 1, -1])
+    assert token_gates.stays(gates, chosen).tolist() == [False, True, True]
+
+    class Undecided(Reference):
+        def policy(self, name, x):
+            return np.full(len(x), 0.5)
+
+    config = small_config(layers=4, selection=Selection(3, 2))
+    params, batch = random_params(config, rng), random_batch(np.array([0, 2, 5]), config, rng)
+    layers = Undecided(params, config)
+    answers = hard.hard_forward(Network(params, config), batch, Knobs(("selection",)), layers)
+    assert (answers.stayed == 4).all()
+
+
+def test_the_mean_counts_all_rows_or_those_left():
+    for module in (token_gates, selection):
+        assert module.counts_what_is_left("left")
+        assert not module.counts_what_is_left("last")

@@ -288,8 +288,12 @@ def test_what_cannot_work(options, sentence):
     assert sentence in result.stderr
 
 
-def test_accuracy_needs_labels(promised):
+def test_a_file_that_cannot_certify(promised, tmp_path):
     _, options, _ = promised
+    (tmp_path / "two.tsv").write_text("text\na film\nanother\n")
+    result = run("evaluate", *options, "--risk", 0.1, "--data", tmp_path / "two.tsv")
+    assert result.returncode == 2
+    assert "two.tsv has too few texts to certify anything" in result.stderr
     result = run("evaluate", *options, "--risk", 0.1, "--loss", "accuracy")
     assert result.returncode == 2
     assert "the header needs a text (or sentence) and a label" in result.stderr
