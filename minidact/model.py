@@ -26,7 +26,12 @@ from .network import Network, calculus
 from .signals import interruptible
 
 # a pass uses all cores already, and two at once crash Numba's simplest threads
-ONE_AT_A_TIME = threading.Lock()
+ONE_AT_A_TIME = threading.RLock()
+if hasattr(os, "register_at_fork"):  # and nobody forks in the middle of one
+    release = ONE_AT_A_TIME.release
+    os.register_at_fork(
+        before=ONE_AT_A_TIME.acquire, after_in_parent=release, after_in_child=release
+    )
 BATCH_SIZE = Knob(32, "texts per batch", 1, 1_000_000)
 BUDGET = Knob(
     None, "instead of all other knobs: the share of the full multiply-adds to spend at most, on "
@@ -132,7 +137,7 @@ class Model:
         None: 16 if no weight loses a digit by it, else 32. In 8, activations are rounded, too.
         """
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.bits = bits
+        self.reference, self.bits = reference, bits
         calc = calculus(params, reference)
         self.net = Network(params, config, calc)
         with interruptible():
@@ -150,6 +155,10 @@ class Model:
     def save_pretrained(self, directory: str | os.PathLike[str], dtype: Any = np.float32) -> None:
         """Writes config.json, model.safetensors (float32 or float16) and tokenizer.json."""
         checkpoint.save(directory, self.config, self.params, self.tokenizer, dtype)
+
+    def __reduce__(self):
+        """Pickled and copied as what it was made of; weights are packed again at the other end."""
+        return Model, (self.config, self.params, self.tokenizer, self.reference, self.bits)
 
     @cached_property
     def digest(self) -> str:

@@ -49,6 +49,11 @@ class Tensors(UserDict):
         kind, array = self.mapped[name]
         return array if self.data[name] is None and kind in ("F16", "F32") else self[name]
 
+    def __reduce__(self):
+        """Pickled as the file has it, without what is not in it any more."""
+        now = self.data.items()
+        return Tensors, ({n: self.mapped[n] if a is None else ("F32", a) for n, a in now},)
+
     def __or__(self, other):
         return dict(self) | dict(other)
 

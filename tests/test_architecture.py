@@ -39,8 +39,8 @@ FOLDERS = {
         {"record"}, {"dact", "planning", "token_gates", "selection"}, {"exits"}, {"__init__"},
     ],
     "fast": [
-        {"threads"}, {"__init__"}, {"jit"}, {"special", "tile"}, {"gemm"}, {"int8", "attention"},
-        {"kernels"}, {"decisions"}, {"packed"}, {"packed_int8"}, {"layers"},
+        {"threads"}, {"jit"}, {"fork"}, {"__init__"}, {"special", "tile"}, {"gemm"},
+        {"int8", "attention"}, {"kernels"}, {"decisions"}, {"packed"}, {"packed_int8"}, {"layers"},
     ],
     "train": [{"start", "guide", "teach"}, {"learn"}, {"__main__"}],
     "study": [{"sweep", "scores", "risk"}, {"certify"}, {"__main__"}],

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import numba
 from llvmlite import binding
@@ -94,6 +95,7 @@ def is_compiled(name: str) -> bool:
 
 
 _under_way: list = []  # kernels that are being compiled: one calls for the next
+_made: list = []  # all kernels, and which liberties their sums take
 
 
 def waiting() -> AbstractContextManager:
@@ -101,7 +103,7 @@ def waiting() -> AbstractContextManager:
     return nullcontext() if _under_way else later(signal.SIGINT)
 
 
-def _keep_on_disk(kernel) -> None:
+def _keep_on_disk(kernel, directory: str) -> None:
     """Lets a kernel's machine code be kept, so that other processes can trust it.
 
     - Code is only read and saved for kernels that Python calls. A kernel that another one calls is
@@ -133,7 +135,7 @@ def _keep_on_disk(kernel) -> None:
         try:
             found = load(signature, context)
         except Exception:  # a file that was cut short raises many kinds: it is written anew
-            with suppress(OSError), locked(Path(_DIRECTORY or "") / "lock"):
+            with suppress(OSError), locked(Path(directory) / "lock"):
                 cache.flush()
             return None
         if found is not None:
@@ -144,7 +146,7 @@ def _keep_on_disk(kernel) -> None:
         if len(_under_way) > 1:
             return
         try:
-            with locked(Path(_DIRECTORY or "") / "lock"):
+            with locked(Path(directory) / "lock"):
                 save(signature, code)
         except OSError:  # the disk is full, or the directory gone: used now, compiled again later
             pass
@@ -160,19 +162,37 @@ def jit(parallel=False, fastmath=REORDER):
     """
 
     def decorate(function):
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _DIRECTORY or ""
-        try:
-            kernel = numba.njit(
-                cache=_DIRECTORY is not None,
-                nogil=True,
-                error_model="numpy",
-                fastmath=set(fastmath),
-                parallel=parallel,
-            )(function)
-        finally:
-            numba.config.CACHE_DIR = before
-        if _DIRECTORY is not None and is_on():
-            _keep_on_disk(kernel)
+        kernel = _compiled(function, parallel, fastmath, _DIRECTORY)
+        _made.append((kernel, fastmath))
         return kernel
 
     return decorate
+
+
+def _compiled(function, parallel: bool, fastmath, directory: str | None):
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, directory or ""
+    try:
+        kernel = numba.njit(
+            cache=directory is not None,
+            nogil=True,
+            error_model="numpy",
+            fastmath=set(fastmath),
+            parallel=parallel,
+        )(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    if directory is not None and is_on():
+        _keep_on_disk(kernel, directory)
+    return kernel
+
+
+def with_one_thread() -> dict[int, Any]:
+    """{id of a kernel: the same function, compiled without threads}, of all there are (fork.py)."""
+    directory = _DIRECTORY and os.path.join(_DIRECTORY, "one-thread")
+    with suppress(OSError):
+        if directory:
+            os.makedirs(directory, exist_ok=True)
+    return {
+        id(kernel): _compiled(kernel.py_func, False, fastmath, directory)
+        for kernel, fastmath in _made
+    }

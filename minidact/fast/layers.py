@@ -14,6 +14,7 @@ from ..config import Config
 from ..errors import InputError, known
 from ..mechanisms import dact, planning, selection, token_gates
 from ..ragged import Batch
+from ..tensors import stored
 from .packed import Encoder
 from .packed_int8 import EncoderInt8
 
@@ -109,7 +110,8 @@ def weights_digest(params: Any, bits: int | None) -> str:
     """SHA-256 of all arrays in float32, as they are multiplied, by name."""
     digest = hashlib.sha256()
     for name in sorted(params):
-        array = _rounded(name, params[name]) if bits == 16 else params[name]
+        array = stored(params, name)  # params[name] would stay in memory, widened
+        array = _rounded(name, array) if bits == 16 else array
         digest.update(name.encode() + np.ascontiguousarray(array, "<f4").tobytes())
     return digest.hexdigest()
 

@@ -67,6 +67,14 @@ def kind_of_threads() -> str:
     return numba.threading_layer()
 
 
+def survive_a_fork() -> bool:
+    """Will the child of a fork find threads that work? None have been started, or TBB's were."""
+    try:
+        return kind_of_threads() == "tbb"
+    except ValueError:  # Numba knows only once a kernel has run
+        return True
+
+
 def are_slow() -> bool:
     """Has Numba found neither OpenMP nor TBB, though nobody asked for its own threads?"""
     import numba
