@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import InputError
 
@@ -27,15 +28,22 @@ def make_directory(name: str | os.PathLike[str]) -> Path:
 
 
 def write_file(path: Path, data: bytes, rehearse: bool = False) -> None:
-    """Writes to the side, flushes to the disk, moves into place: whole, or not at all.
+    """Writes a file whole, or not at all. rehearse: all but the last step, to see if it works."""
+    with written(path, rehearse) as file:
+        file.write(data)
 
-    A symbolic link is followed. rehearse: all but the last step, to see early whether it will work.
+
+@contextmanager
+def written(path: Path, rehearse: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to, at the side. At the end it is flushed to the disk and moved into place.
+
+    If the block fails, path stays as it was. A symbolic link is followed.
     """
     name, path = None, Path(os.path.realpath(path))
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

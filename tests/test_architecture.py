@@ -30,7 +30,7 @@ ROOMS = [
     {"options", "plot"},
     {"study"},
     {"infer", "train"},
-    {"evaluate"},
+    {"evaluate", "bulk"},
     {"bench"},
 ]
 # and so it is inside of a folder
@@ -44,6 +44,7 @@ FOLDERS = {
     ],
     "train": [{"start", "guide", "teach"}, {"learn"}, {"__main__"}],
     "study": [{"sweep", "scores", "risk"}, {"certify"}, {"__main__"}],
+    "bulk": [{"rows"}, {"part"}, {"__main__"}],
     "plot": [{"__init__"}, {"__main__"}],
     "bench": [{"peers", "limits"}, {"contenders"}, {"workers"}, {"cases"}, {"__main__"}],
 }  # fmt: skip

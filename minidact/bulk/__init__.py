@@ -1,0 +1,1 @@
+"""Any amount of text, on one machine or many: `python -m minidact.bulk --data 'DIR/*.jsonl' ..`."""

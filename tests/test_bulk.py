@@ -1,0 +1,235 @@
+"""Any amount of text: every format, bad rows, parts that are there, workers that are lost."""
+
+import bz2
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, run
+
+from minidact import InputError, Model
+from minidact.bulk import rows
+
+REVIEWS = (ROOT / "tutorials" / "data" / "reviews.tsv").read_text().splitlines()[1:]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same three texts in every layout, and what can be wrong with a row."""
+    data = tmp_path_factory.mktemp("bulk") / "in"
+    (data / "deep").mkdir(parents=True)
+    (data / "a.jsonl").write_text(
+        '{"id": 7, "text": "good film"}\n\n{"id": 8, "text": "bad, bad film"}\nnonsense\n[1]\n'
+        '{"id": 9}\n{"id": 10, "text": ["no"]}\n{"id": 11, "text": 5}\n'
+    )
+    (data / "b.csv").write_bytes(
+        b'id,text\n1,good film\n2,"bad, ""bad""\nfilm"\n3\n4,\xff\n5,the end\n'
+    )
+    with gzip.open(data / "deep" / "c.tsv.gz", "wb") as file:
+        file.write(b'sentence\tid\ngood "film\t1\nbad\t2\t3\n')
+    (data / "d.txt.bz2").write_bytes(bz2.compress("good film\n\nbad film é\n\n".encode()))
+    (data / "notes.md").write_text("no data")
+    return data
+
+
+def answers(out):
+    found = sorted(out.rglob("*.jsonl"))
+    return [json.loads(line) for file in found for line in file.read_text().splitlines()]
+
+
+def test_every_layout_and_every_bad_row(files):
+    found = {file.name: list(rows.read(file)) for file in rows.inputs(str(files))}
+    assert sorted(found) == ["a.jsonl", "b.csv", "c.tsv.gz", "d.txt.bz2"]
+
+    def short(name):
+        return [(row.line, row.error or row.text, row.others) for row in found[name]]
+
+    assert short("a.jsonl") == [
+        (1, "good film", {"id": 7}), (3, "bad, bad film", {"id": 8}),
+        (4, "not JSON (Expecting value: line 1 column 1 (char 0))", {}),
+        (5, "not a JSON object", {}), (6, "there is no text (or sentence)", {}),
+        (7, "text is neither a text nor a number", {}), (8, "5", {"id": 11}),
+    ]  # fmt: skip
+    assert short("b.csv") == [
+        (2, "good film", {"id": "1"}), (3, 'bad, "bad"\nfilm', {"id": "2"}),
+        (5, "1 columns, the header has 2", {}), (6, "not valid UTF-8", {}),
+        (7, "the end", {"id": "5"}),
+    ]  # fmt: skip
+    assert short("c.tsv.gz") == [
+        (2, 'good "film', {"id": "1"}), (3, "3 columns, the header has 2", {}),
+    ]  # fmt: skip
+    assert short("d.txt.bz2") == [
+        (1, "good film", {}),
+        (2, "", {}),
+        (3, "bad film é", {}),
+        (4, "", {}),
+    ]
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": ["good film", None], "text_pair": ["so", "so"], "id": [1, 2]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    found = list(rows.read(tmp_path / "a.parquet"))
+    assert found[0] == rows.Row(1, "good film", "so", {"id": 1})
+    assert found[1].error == "text is neither a text nor a number"
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(InputError, match=r"b\.parquet cannot be read"):
+        list(rows.read(tmp_path / "b.parquet"))
+
+
+def test_answers_come_with_their_rows_and_are_not_done_twice(files, tmp_path):
+    command = [
+        "bulk",
+        "--data",
+        files,
+        "--out",
+        tmp_path / "out",
+        "--part-size",
+        2,
+        "--model",
+        TINY,
+    ]
+    result = run(*command)
+    assert result.returncode == 0, result.stderr
+    assert "11 texts, 7 errors" in result.stdout
+    found = answers(tmp_path / "out")
+    assert len(found) == 18
+    model = Model.from_pretrained(TINY)
+    for said in found:
+        assert ("error" in said) != ("label" in said)
+        if "label" in said:
+            assert said["label"] == model(said["text"]).label
+    wanted = [
+        (s["line"], s["row"]["id"]) for s in found if s["file"].endswith("a.jsonl") and "row" in s
+    ]
+    assert wanted == [(1, 7), (3, 8), (8, 11)]
+    assert any(
+        s["file"].endswith("b.csv") and s["line"] == 6 and "UTF-8" in s["error"] for s in found
+    )
+    parts = sorted(file for file in (tmp_path / "out").rglob("*.jsonl"))
+    assert (tmp_path / "out" / "deep" / "c.tsv.gz-00000.jsonl") in parts
+    # again: nothing is done; without one part: that one
+    assert "0 texts, 0 errors" in run(*command).stdout
+    parts[1].unlink()
+    again = run(*command)
+    assert f"{len(parts) - 1} of {len(parts)} parts are there already" in again.stdout
+    assert [s | {"ms": 0} for s in answers(tmp_path / "out")] == [s | {"ms": 0} for s in found]
+
+
+def test_pairs(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "one", "text_pair": "two"}\n{"text": "three"}\n{"text": "x", "text_pair": "y"}\n'
+    )
+    result = run("bulk", "--data", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--model", TINY)
+    assert result.returncode == 0, result.stderr
+    found = answers(tmp_path / "out")
+    assert [(s["text"], s["text_pair"]) for s in found] == [
+        ("one", "two"),
+        ("three", None),
+        ("x", "y"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data", "nowhere/*.jsonl"], "nowhere/*.jsonl: there is no such file"),
+        (["--data", "README.md"], "README.md: the name must end in .jsonl, .csv"),
+        (["--workers", "2", "--cluster", "tcp://127.0.0.1:1"], "leave out --workers"),
+        (["--part-size", "0"], "--part-size is 0"),
+        (["--slack", "-1"], "--slack is -1.0"),
+        (["--model", "nowhere"], "no model directory 'nowhere'"),
+        (["--out", "README.md"], "README.md cannot be made a directory"),
+    ],
+)
+def test_what_cannot_work(options, sentence, tmp_path):
+    usual = ["--data", ROOT / "tutorials" / "data" / "reviews.tsv", "--out", tmp_path / "out"]
+    result = run("bulk", *usual, *options)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert result.stdout == ""
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_other_options_need_another_directory(files, tmp_path):
+    command = ["bulk", "--data", files / "a.jsonl", "--out", tmp_path / "out", "--model", TINY]
+    assert run(*command).returncode == 0
+    for options in (["--part-size", 3], ["--bits", 8], ["--batch-size", 3]):
+        result = run(*command, *options)
+        assert result.returncode == 2
+        assert "choose another --out" in result.stderr
+
+
+# ---------------------------------------------------------------------------- on a cluster
+
+
+def many(place, count):
+    """So many texts, each with a number of its own."""
+    rng, texts = np.random.default_rng(0), [line.split("\t")[0] for line in REVIEWS]
+    words = sorted({word for text in texts for word in text.split()})
+    with open(place, "w") as file:
+        for i in range(count):
+            text = " ".join(rng.choice(words, rng.integers(1, 6)))
+            file.write(json.dumps({"id": i, "text": text}) + "\n")
+
+
+def workers_of(parent):
+    """Process ids of a command's Dask workers."""
+    said = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
+    table = [line.split(maxsplit=2) for line in said.splitlines()[1:]]
+    children = {parent}
+    for _ in range(4):
+        children |= {int(pid) for pid, of, _ in table if int(of) in children}
+    return [int(pid) for pid, _, args in table if int(pid) in children and "spawn_main" in args]
+
+
+@pytest.mark.long
+def test_a_worker_is_killed_and_no_text_is_lost(tmp_path):
+    pytest.importorskip("distributed")
+    many(tmp_path / "texts.jsonl", 50_000)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "minidact.bulk", "--data", str(tmp_path / "texts.jsonl")]
+    command += ["--out", str(out), "--workers", "2", "--part-size", "1000"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        while len(list(out.glob("*.jsonl"))) < 10:
+            time.sleep(0.2)
+            assert running.poll() is None
+        victims = workers_of(running.pid)
+        assert len(victims) == 2
+        os.kill(victims[0], signal.SIGKILL)
+        said, _ = running.communicate()
+    assert running.returncode == 0
+    assert "50000 texts, 0 errors" in said
+    found = answers(out)
+    assert sorted(s["row"]["id"] for s in found) == list(range(50_000))
+    texts = "".join(f"{s['text']}\n" for s in found)
+    streamed = run("infer", "-", "--json", stdin=texts).stdout.splitlines()
+    for said_here, line in zip(found, streamed, strict=True):
+        there = json.loads(line)
+        assert said_here["label"] == there["label"]
+        assert abs(said_here["score"] - there["score"]) < 1e-5
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "50 of 50 parts are there already" in again.stdout
+    assert "0 texts, 0 errors" in again.stdout
+
+
+@pytest.mark.long
+def test_a_million_texts_in_constant_memory(tmp_path):
+    sizes = []
+    for count in (10_000, 1_000_000):
+        many(tmp_path / f"{count}.jsonl", count)
+        command = [sys.executable, "-m", "minidact.bulk", "--data", tmp_path / f"{count}.jsonl"]
+        with subprocess.Popen([*command, "--out", tmp_path / str(count)], cwd=ROOT) as running:
+            _, code, used = os.wait4(running.pid, 0)
+        assert code == 0
+        sizes.append(used.ru_maxrss / 1024)
+    print(f"{sizes[0]:.0f} MB for 10,000 texts, {sizes[1]:.0f} for 1,000,000")
+    assert sizes[1] < sizes[0] + 50
