@@ -352,3 +352,71 @@ def test_the_mean_counts_all_rows_or_those_left():
     for module in (token_gates, selection):
         assert module.counts_what_is_left("left")
         assert not module.counts_what_is_left("last")
+
+
+# ---------------------------------------------------------------------------- training's pass
+
+
+def still(**mechanisms):
+    """A config without dropout, so that gates alone are drawn."""
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return small_config(layers=4, **none, **mechanisms)
+
+
+def with_bias(params, prefix, bias):
+    """The same parameters with planners or policies that say one thing for sure; 0: one half."""
+    out = dict(params)
+    for name in params:
+        if name.startswith(prefix):
+            out[name] = np.zeros_like(params[name])
+            out[name] += bias if name.endswith(".gate.bias") else 0
+    return out
+
+
+def test_exploring_leaves_out_as_many_layers_as_it_says(rng):
+    config = still(planning=Planning(width=3))
+    params, batch = random_params(config, rng), random_batch(np.array([0, 2, 5]), config, rng)
+
+    def losses(bias, explore):
+        net = Network(with_bias(params, planning.PREFIX, bias), config, rng=rng)
+        return soft.soft_forward(net, batch, np.array([0, 1]), prices(explore=explore))[0]
+
+    np.testing.assert_array_equal(losses(0, 1.0), losses(-40, None))
+    np.testing.assert_array_equal(losses(0, 0.0), losses(40, None))
+    assert not np.array_equal(losses(-40, None), losses(40, None))
+
+
+@pytest.mark.parametrize("policy_only", [False, True])
+def test_planners_are_drawn_unless_the_policy_learns_alone(rng, policy_only):
+    config = still(planning=Planning(width=3), selection=Selection(3, 1))
+    params, batch = random_params(config, rng), random_batch(np.arange(21) * 2, config, rng)
+    params = with_bias(with_bias(params, planning.PREFIX, 0), selection.PREFIX, 40)
+    cost = prices(policy_only=policy_only, estimator="gumbel")
+    first, second = (
+        soft.soft_forward(Network(params, config, rng=np.random.default_rng(seed)), batch,
+                          np.arange(20) % 2, cost)[0]
+        for seed in (0, 1)
+    )  # fmt: skip
+    assert np.array_equal(first, second) == policy_only
+
+
+def test_a_token_at_one_half_is_ranked_again(rng):
+    config = still(tokens=TokenGates(1))
+    params, batch = random_params(config, rng), random_batch(np.array([0, 3, 7]), config, rng)
+    params[token_gates.NAME][:] = 0.5
+    cache = soft.soft_forward(Network(params, config), batch, np.array([0, 1]), prices())[-1]
+    slopes = soft.soft_backward(cache)[token_gates.NAME][:, 0]
+    assert (slopes != 0).tolist() == [True, True, False]  # then a quarter is there: it has left
+
+
+def test_losses_are_means_over_samples_and_kept_is_a_share(rng):
+    config = still(selection=Selection(3, 2))
+    params, batch = random_params(config, rng), random_batch(np.array([0, 3, 7]), config, rng)
+    cost = prices(samples=3, selection_cost=2.0, estimator="reinforce")
+    net, labels = Network(params, config, rng=rng), np.array([0, 1])
+    losses, terms, _ = soft.soft_forward(net, batch, labels, cost)
+    assert losses.shape == (2,)
+    assert terms["loss"] == pytest.approx(losses.mean() + 2 * terms["kept"])
+    assert 0 < terms["kept"] < 1
+    all_stay = net._replace(params=with_bias(params, selection.PREFIX, 40))
+    assert soft.soft_forward(all_stay, batch, labels, cost)[1]["kept"] == pytest.approx(1)
