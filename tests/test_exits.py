@@ -8,13 +8,13 @@ import pytest
 from conftest import FIXTURES, ROOT, TINY, offsets_strategy, run, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import random_batch, random_params, small_config
+from networks import prices, random_batch, random_params, small_config
 from training import arguments, weights
 
-from minidact import InputError, Model, hard, soft
+from minidact import InputError, Model, hard, network, soft
 from minidact.gradcheck import check_gradient
 from minidact.hard import Knobs
-from minidact.mechanisms import exits
+from minidact.mechanisms import dact, exits
 from minidact.mechanisms.exits import HEADS, RULES, Halting, Known
 from minidact.network import Network
 from minidact.study import sweep
@@ -46,6 +46,17 @@ def test_rules_on_answers_made_by_hand():
     assert stops("patience", 1) == [2, 2, 3]
     assert stops("patience", 2) == [3, 3, 4]
     assert stops("cumulated", 0.5) == [1, 3, 4]  # 1 - 0.1;  1 - 0.9 0.9 0.1;  1 - 0.9^3 = 0.27
+
+    in_a_row = RULES["patience"].stop(Known(y[:, ::-1], h[:, ::-1], None, None), 2)
+    assert in_a_row.tolist() == [False, True, True]  # each sentence for itself
+
+
+def test_rules_at_their_thresholds():
+    even = Known(np.full((2, 1, 2), 0.5), np.full((2, 1), 0.5), None, None)
+    assert not RULES["entropy"].stop(even, float(np.log(2)))  # less than
+    assert RULES["uncertainty"].stop(even, 1.0)  # at most
+    assert RULES["confidence"].stop(even, 0.5)  # at least
+    assert RULES["cumulated"].stop(even, 0.75)
 
 
 NEIGHBOURS = sorted(name for name, rule in RULES.items() if not rule.averages)
@@ -87,7 +98,7 @@ def test_a_rules_range_starts_at_one_layer_and_goes_on_with_more(seed, classes, 
 # ---------------------------------------------------------------------------- losses
 
 
-@given(seeds, st.integers(2, 5), st.integers(1, 4), st.integers(2, 4))
+@given(seeds, st.integers(1, 5), st.integers(1, 4), st.integers(2, 4))
 def test_pondernets_loss(seed, layers, rows, classes):
     rng = np.random.default_rng(seed)
     z, labels = rng.standard_normal((layers, rows, classes)), rng.integers(0, classes, rows)
@@ -119,6 +130,26 @@ def test_depth_weights_and_prior():
         losses, _, _ = HEADS[name].forward(z, y, h, None, labels, exits.Prices())
         np.testing.assert_allclose(losses, share @ ce)
     np.testing.assert_allclose(exits.geometric(0.5, 3), [0.5, 0.25, 0.25])
+    # FastBERT's heads imitate the last one, which learns the labels
+    losses, _, _ = HEADS["fastbert"].forward(z, y, h, None, labels, exits.Prices())
+    imitated = -(y[-1] * np.log(y[:-1])).sum(2).sum(0)
+    np.testing.assert_allclose(losses, (imitated + ce[-1]) / 3)
+    assert {name for name in HEADS if HEADS[name].frozen} == {"deebert", "fastbert"}
+
+
+def test_first_values_of_units(rng):
+    """PonderNet's h starts as its prior says, DACT's near 1; trunks have He's scale, for ReLU."""
+    for trained, h in (("pondernet", 0.7), ("dact", 1 / (1 + np.exp(-dact.HALTING_BIAS)))):
+        config = small_config(heads=20, halting=Halting(50, True, trained))
+        priced = prices(prior=0.3)
+        params = network.init_params(config, rng, prices=priced)
+        for layer in (0, 1):
+            unit = dact.unit_name(layer)
+            bias = params[f"{unit}.halting.bias"]
+            np.testing.assert_allclose(1 / (1 + np.exp(-bias)), h, rtol=1e-6)
+            assert np.std(params[f"{unit}.trunk.weight"]) == pytest.approx(
+                np.sqrt(2 / 60), rel=0.08
+            )
 
 
 @pytest.mark.parametrize("trained", [name for name in HEADS if name != "dact"])
