@@ -143,6 +143,7 @@ def test_what_the_heads_learn_is_the_mean_over_layers():
         np.testing.assert_allclose(mixed[n], 0.75 * plain + 0.25 * y[2])
     np.testing.assert_array_equal(mixed[2], plain)
     np.testing.assert_array_equal(dact.targets(y, labels, 0.0), np.stack([plain] * 3))
+    np.testing.assert_array_equal(dact.targets(y[:1], labels, 0.25), [plain])  # a single layer
     losses, _ = dact.heads_loss_forward(z, mixed)
     np.testing.assert_allclose(losses, -(mixed * np.log(y)).sum(2).mean(0))
 
@@ -171,3 +172,11 @@ def test_a_training_starts_by_thinking_on():
     for layer in range(2):
         bias = params[f"{dact.unit_name(layer)}.halting.bias"]
         assert 1 / (1 + np.exp(-bias)) == pytest.approx(0.924, abs=1e-3)  # of h
+
+
+def test_slack_lets_the_lead_count():
+    """(1 - slack) margin + slack lead, at least 0."""
+    margins, leads = np.array([0.0, -0.3, -0.5]), np.array([0.1, 0.4, 0.4])
+    assert dact.halts(margins, leads, 0.0).tolist() == [True, False, False]
+    assert dact.halts(margins, leads, 0.5).tolist() == [True, True, False]
+    assert dact.halts(margins, leads, 1.0).all()
