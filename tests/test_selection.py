@@ -12,7 +12,7 @@ import pytest
 from conftest import offsets_strategy, run, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import prices, random_batch, random_params, small_config
+from networks import Counting, prices, random_batch, random_params, small_config
 from safetensors import safe_open
 from training import arguments, same, weights
 
@@ -397,6 +397,15 @@ def test_chances_are_those_of_the_tokens_that_were_asked(rng):
     assert ((first < 0.5) == (answers.stayed[others] == 1)).all()
     assert (np.isnan(second) == (first < 0.5)).all()
     assert np.isnan(hard.hard_forward(net, batch).chances).all()
+
+
+def test_a_policys_questions_are_counted(rng):
+    config, counting = small_config(layers=4, selection=Selection(3, 2)), Counting()
+    net = Network(random_params(config, rng), config, counting)
+    batch = random_batch(np.array([0, 7, 9]), config, rng)
+    answers = hard.hard_forward(net, batch, hard.Knobs(("selection",)))
+    assert (~np.isnan(answers.chances)).sum() > 6  # [CLS] is not asked about
+    assert answers.macs.sum() == counting.macs
 
 
 @given(seeds, offsets_strategy(4, 9), st.sampled_from([3, 40]))
