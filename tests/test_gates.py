@@ -128,6 +128,14 @@ def test_macs_reported_are_macs_executed(gated, offsets, use, slack, threshold):
         assert (answers.lengths[:, layer] == there * answers.layers_run[:, layer]).all()
 
 
+@given(gated_models())
+def test_a_unit_speaks_where_its_layer_ran(gated):
+    config, params, rng = gated
+    batch = random_batch(np.array([0, 2, 5, 9, 14, 15, 18, 23]), config, rng)
+    answers = hard.hard_forward(Network(params, config), batch, Knobs(("planning",)))
+    assert (np.isnan(answers.so_far[..., 0]) == ~answers.layers_run).all()
+
+
 @given(gated_models(), offsets_strategy(5, 6), uses)
 def test_a_sentence_does_not_depend_on_its_neighbours(gated, offsets, use):
     config, params, rng = gated

@@ -84,3 +84,12 @@ def test_adamw_by_hand(calc):
     np.testing.assert_allclose(m, 0.1 * grad, rtol=1e-6)
     np.testing.assert_allclose(v, 0.01 * grad**2, rtol=1e-5)
     np.testing.assert_allclose(p, 2 * (1 - 0.1 * 0.01) - 0.1 * grad / (grad + 0.5), rtol=1e-6)
+
+
+def test_quantising_by_hand():
+    """The largest of a row is 127; a row of zeros stays one, and nothing is divided by it."""
+    x = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0], [0.01, 0.0, -0.005]])
+    with np.errstate(invalid="raise"):
+        q, scales = ops.quantise(x)
+    assert q.tolist() == [[64, -127, 32], [0, 0, 0], [127, 0, -64]]
+    np.testing.assert_allclose(scales, [2 / 127, 0, 0.01 / 127])
