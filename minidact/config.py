@@ -191,6 +191,7 @@ def _ours(raw: Any) -> dict[str, Any]:
 
 
 NUMBER: Any = int | float
+MOST = 1e300
 KINDS = {NUMBER: "number", str: "text", list: "[..]", dict: "{..}"}
 STORED: dict[str, dict[str, Any]] = {  # settings that were measured: what each list's entries hold
     "budgets": {"macs_fraction": NUMBER, "knobs": dict},
@@ -217,9 +218,10 @@ def _stored(name: str, raw: Any) -> tuple[dict, ...]:
 
 
 def _holds(entry: dict, kinds: dict[str, Any]) -> bool:
-    """Is every value of its kind? A list must be one of names."""
+    """Is every value of its kind? A list must be one of names, and a number finite."""
     return all(
         isinstance(value, kinds.get(key, ()))
         and (not isinstance(value, list) or all(isinstance(name, str) for name in value))
+        and (not isinstance(value, NUMBER) or abs(value) <= MOST)  # NaN is not
         for key, value in entry.items()
     )

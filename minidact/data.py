@@ -106,7 +106,7 @@ def _json_rows(path, lines):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=_no_constant)
+            row = json.loads(line, parse_constant=no_constant)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
@@ -119,7 +119,7 @@ def _json_rows(path, lines):
         yield number, [row[key] for key in header]
 
 
-def _no_constant(name):
+def no_constant(name):
     """Refuses NaN and Infinity, which Python takes for JSON."""
     raise ValueError(f"{name} is not of JSON")
 

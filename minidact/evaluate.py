@@ -21,14 +21,15 @@ from .study import certify, sweep
 from .study.scores import evaluate, measure, table
 
 CERTIFYING = {
-    "confidence": Knob(0.95, "with --certify: how sure the promise has to be", 0, 0.999999),
+    "confidence": Knob(0.95, "with --certify: how sure the promise has to be", 0.5, 0.999999),
     "loss": Knob(
-        "agreement", "with --certify: what may happen to so few texts: another class than the full "
-        "model's; or a wrong one where the full model is right, which needs labels",
+        "agreement", "with --certify: what may happen so rarely: another class than in full; or a "
+        "wrong one where the full model is right, which needs labels and is not stored",
         choices=certify.LOSSES,
     ),
     "seed": Knob(0, "with --certify: of the split into texts that order and that test", 0, 2**63),
 }  # fmt: skip
+SAME = ("risk", "confidence", "bits", "weights")  # a new certificate takes such a one's place
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,9 +68,14 @@ def main() -> None:
     examples = data.read_examples(options.data, labelled)
     model = load_model(options.model, {} if options.certify else how, options.bits)
     labels = data.label_ids(examples, model.config, options.data) if labelled else None
-    if (options.sweep or options.certify) and not model.config.mechanisms:
-        raise InputError("the model carries no mechanism, so there is no knob to move")
-    if options.calibrate or options.certify:  # both take long: better now than afterwards
+    knobs = options.sweep and model.config.mechanisms
+    if options.certify:
+        knobs = certify.settings(model.config)
+    if (options.sweep or options.certify) and not knobs:
+        raise InputError("the model carries no mechanism that has such a knob to move")
+    if options.calibrate or (
+        options.certify and stored(options)
+    ):  # both take long: better now than afterwards
         checkpoint.save_config(options.model, model.config, rehearse=True)
     if options.certify:
         if len(examples.texts) < 3:
@@ -95,14 +101,15 @@ def main() -> None:
 
 def check(options: argparse.Namespace, how: dict) -> None:
     """Fills in what --certify takes; raises InputError for options that do not go together."""
+    fill(options, CERTIFYING, usual=options.certify)
     if (options.plot or options.calibrate or options.curves) and not options.sweep:
         raise InputError("--curves, --plot and --calibrate go with --sweep")
-    for name in ("calibrate", "certify"):
-        if getattr(options, name) and not os.path.isdir(options.model or ""):
+    stores = {"calibrate": options.calibrate, "certify": options.certify and stored(options)}
+    for name, chosen in stores.items():
+        if chosen and not os.path.isdir(options.model or ""):
             raise InputError(f"--{name} needs --model with a directory to write to")
     if options.plot:
         plot.check(options.plot)
-    fill(options, CERTIFYING, usual=options.certify)
     if not options.certify:
         given = [flag(n, k) for n, k in CERTIFYING.items() if getattr(options, n) is not None]
         if given:
@@ -111,10 +118,15 @@ def check(options: argparse.Namespace, how: dict) -> None:
     if how["risk"] is None:
         raise InputError("--certify needs the risk that is to be promised, such as --risk 0.02")
     if not 0 < how["risk"] < 1:
-        raise InputError(f"--risk is {how['risk']:g}; to be tested it must lie between 0 and 1")
+        raise InputError(f"--risk is {how['risk']:g}; it must be more than 0 and less than 1")
     usual = {"use": None, "budget": None} | {name: knob.usual for name, knob in KNOBS.items()}
     if options.sweep or options.metric or how != usual | {"risk": how["risk"]}:
         raise InputError("--certify chooses the knobs itself, and has no --metric and no --sweep")
+
+
+def stored(options: argparse.Namespace) -> bool:
+    """Is this a promise that --risk can use? It is about other classes, not about accuracy."""
+    return options.loss == "agreement"
 
 
 def promise(model: Model, examples, labels, options: argparse.Namespace) -> None:
@@ -132,19 +144,13 @@ def promise(model: Model, examples, labels, options: argparse.Namespace) -> None
     print(json.dumps(found) if options.json else certify.told(found))
     if found["knobs"] is None and options.json:
         print(certify.told(found), file=sys.stderr)
-    if found["knobs"] is None or options.loss != "agreement":
+    if found["knobs"] is None or not stored(options):
         return
     new = {key: found[key] for key in STORED["certificates"]}
-    others = [c for c in model.config.certificates if not replaces(new, c)]
-    config = dataclasses.replace(model.config, certificates=(*others, new))
+    config, *_ = checkpoint.load(options.model)  # as it is by now: this took long
+    others = [c for c in config.certificates if any(c[key] != new[key] for key in SAME)]
+    config = dataclasses.replace(config, certificates=(*others, new))
     checkpoint.save_config(options.model, config)
-
-
-def replaces(new: dict, old: dict) -> bool:
-    """Is the old certificate void, or is the new one the same promise?"""
-    if new["bits"] != old["bits"]:
-        return False
-    return new["weights"] != old["weights"] or new["risk"] == old["risk"]
 
 
 if __name__ == "__main__":

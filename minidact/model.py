@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import os
 import threading
@@ -158,12 +159,18 @@ class Model:
 
     def __reduce__(self):
         """Pickled and copied as what it was made of; weights are packed again at the other end."""
-        return Model, (self.config, self.params, self.tokenizer, self.reference, self.bits)
+        return type(self), (self.config, self.params, self.tokenizer, self.reference, self.bits)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights as they are multiplied: a certificate holds for these alone."""
-        return weights_digest(self.params, self.bits)
+        """SHA-256 of the weights as they are multiplied, and of what config.json does with them.
+
+        A certificate holds for these alone. The tokenizer is not in it.
+        """
+        c = self.config
+        use = [c.num_attention_heads, c.layer_norm_eps, c.summary]
+        shapes = {name: vars(shape) for name, shape in c.mechanisms.items()}
+        return weights_digest(self.params, self.bits, json.dumps([*use, shapes], sort_keys=True))
 
     @explained
     def knobs(
@@ -207,7 +214,7 @@ class Model:
         return max(within, key=lambda entry: entry["macs_fraction"])["knobs"]
 
     def _certified(self, risk: float | None) -> dict[str, Any]:
-        """The cheapest knobs with a certificate that no more of the answers differ."""
+        """The cheapest knobs with a certificate that no more differ, of those most confident."""
         if wrong := RISK.misfit(risk):
             raise InputError(f"risk is {risk!r}{wrong}")
         bits, make = stored_bits(self.bits), "evaluate --certify makes them"
@@ -216,12 +223,14 @@ class Model:
             raise InputError(f"the model's config.json has no certificates in {bits} bits: {make}")
         valid = [c for c in there if c["weights"] == self.digest]
         if not valid:
-            raise InputError(f"the certificates are void, as the weights have changed: {make}")
+            raise InputError(f"the certificates are void, since they are of other weights: {make}")
         covering = [c for c in valid if c["risk"] <= risk]
         if not covering:
             risks = ", ".join(f"{c['risk']:g}" for c in valid)
             raise InputError(f"risk is {risk:g}; there are certificates for {risks}: {make}")
-        return min(covering, key=lambda c: c["macs_fraction"])["knobs"]
+        surest = max(c["confidence"] for c in covering)
+        sure = [c for c in covering if c["confidence"] == surest]
+        return min(sure, key=lambda c: c["macs_fraction"])["knobs"]
 
     # a str is an Iterable[str], too: the first signature that fits counts
     @overload

@@ -44,7 +44,9 @@ def answers(out):
 
 
 def test_every_layout_and_every_bad_row(files):
-    found = {file.name: list(rows.read(file)) for file in rows.inputs(str(files))}
+    found = {
+        file.name: list(rows.read(file)) for file in rows.inputs(str(files), files / "answers")
+    }
     assert sorted(found) == ["a.jsonl", "b.csv", "c.tsv.gz", "d.txt.bz2"]
 
     def short(name):
@@ -53,8 +55,8 @@ def test_every_layout_and_every_bad_row(files):
     assert short("a.jsonl") == [
         (1, "good film", {"id": 7}), (3, "bad, bad film", {"id": 8}),
         (4, "not JSON (Expecting value: line 1 column 1 (char 0))", {}),
-        (5, "not a JSON object", {}), (6, "there is no text (or sentence)", {}),
-        (7, "text is neither a text nor a number", {}), (8, "5", {"id": 11}),
+        (5, "not a JSON object", {}), (6, "there is no text (or sentence)", {"id": 9}),
+        (7, "text is neither a text nor a number", {"id": 10}), (8, "5", {"id": 11}),
     ]  # fmt: skip
     assert short("b.csv") == [
         (2, "good film", {"id": "1"}), (3, 'bad, "bad"\nfilm', {"id": "2"}),
@@ -70,6 +72,41 @@ def test_every_layout_and_every_bad_row(files):
         (3, "bad film é", {}),
         (4, "", {}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("a.csv", b"\n\ntext\nfine\n1,good\rfilm\nthe end\n", [(4, ""), (5, "new-line"), (6, "")]),
+        ("a.csv", b'text\nfine\n"open\ngood\n', [(2, ""), (3, "unexpected end of data")]),
+        ("a.tsv", b"\ntext\nfine\n", [(3, "")]),
+        ("a.jsonl", b'{"text": "a", "text_pair": null}\n{"text": NaN}\n', [(1, ""), (2, "NaN")]),
+    ],
+)
+def test_odd_rows(name, content, lines, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    found = list(rows.read(tmp_path / name))
+    assert [row.line for row in found] == [line for line, _ in lines]
+    for row, (_, error) in zip(found, lines, strict=True):
+        assert (error in row.error) if error else not row.error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", b"te\xffxt,label\n", "its header: not valid UTF-8"),
+        ("a.csv", b"text,text\na,b\n", "its header names a column twice"),
+        ("a.txt.gz", gzip.compress(b"good film\n" * 99, mtime=0)[:-6], "cannot be read"),
+        ("a.txt.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03nonsense", "cannot be read"),
+        ("a.txt.xz", b"nonsense", "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read(name, content, sentence, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    result = run("bulk", "--data", tmp_path / name, "--out", tmp_path / "out", "--model", TINY)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert name in result.stderr
 
 
 def test_parquet(tmp_path):
@@ -110,7 +147,7 @@ def test_answers_come_with_their_rows_and_are_not_done_twice(files, tmp_path):
     wanted = [
         (s["line"], s["row"]["id"]) for s in found if s["file"].endswith("a.jsonl") and "row" in s
     ]
-    assert wanted == [(1, 7), (3, 8), (8, 11)]
+    assert wanted == [(1, 7), (3, 8), (6, 9), (7, 10), (8, 11)]
     assert any(
         s["file"].endswith("b.csv") and s["line"] == 6 and "UTF-8" in s["error"] for s in found
     )
@@ -166,6 +203,29 @@ def test_other_options_need_another_directory(files, tmp_path):
         result = run(*command, *options)
         assert result.returncode == 2
         assert "choose another --out" in result.stderr
+
+
+def test_answers_are_never_taken_for_those_of_other_files(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"film {name}\n")
+    command = ["bulk", "--out", tmp_path / "out", "--model", TINY, "--data"]
+    assert run(*command, tmp_path / "one").returncode == 0
+    result = run(*command, tmp_path / "two")
+    assert result.returncode == 2
+    assert "choose another --out" in result.stderr
+    (tmp_path / "one" / "a.txt").write_text("other\n")
+    assert run(*command, tmp_path / "one").returncode == 2
+    (tmp_path / "out" / "bulk.json").write_text("[]")
+    assert "bulk.json is damaged" in run(*command, tmp_path / "one").stderr
+
+
+def test_answers_inside_of_the_data_are_not_answered(tmp_path):
+    (tmp_path / "a.txt").write_text("good film\n")
+    for _ in range(2):
+        result = run("bulk", "--data", tmp_path, "--out", tmp_path / "out", "--model", TINY)
+        assert result.returncode == 0, result.stderr
+    assert len(answers(tmp_path / "out")) == 1
 
 
 # ---------------------------------------------------------------------------- on a cluster

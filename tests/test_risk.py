@@ -232,7 +232,7 @@ def test_a_certificate_holds_for_the_weights_it_was_made_with(promised, tmp_path
     params = {name: array.copy() for name, array in model.params.items()}
     next(iter(params.values()))[0] += 1e-3
     changed = Model(model.config, params, model.tokenizer)
-    with pytest.raises(InputError, match="certificates are void, as the weights have changed"):
+    with pytest.raises(InputError, match="certificates are void, since they are of other weights"):
         changed.knobs(risk=0.1)
     changed.save_pretrained(tmp_path / "changed")
     result = run("infer", "--model", tmp_path / "changed", "--risk", 0.1, "a film")
@@ -259,7 +259,8 @@ def test_what_cannot_be_certified_is_said(promised, tmp_path):
     assert found["knobs"] is None
     assert found["allowed"] == -1
     assert "nothing can be certified: with the safest setting 0 of 160 answers" in result.stderr
-    assert "4493 texts or more will do" in result.stderr  # 1.5 times the 2995 that must test
+    assert "these are too few texts" in result.stderr
+    assert "it takes about 4493 new texts" in result.stderr  # 1.5 times the 2995 that must test
     labelled = ["--data", ROOT / "tutorials" / "data" / "reviews.tsv"]
     result = run("evaluate", *options, *labelled, "--risk", 0.2, "--loss", "accuracy")
     assert json.loads(result.stdout)["knobs"]
@@ -271,11 +272,11 @@ def test_what_cannot_be_certified_is_said(promised, tmp_path):
     [
         (["--certify"], "--certify needs --model with a directory to write to"),
         (["--certify", "--model", SHIPPED], "--certify needs the risk"),
-        (["--certify", "--model", SHIPPED, "--risk", "0"], "must lie between 0 and 1"),
+        (["--certify", "--model", SHIPPED, "--risk", "0"], "must be more than 0 and less than 1"),
         (["--certify", "--model", SHIPPED, "--risk", "0.1", "--slack", "0.2"], "chooses the knobs"),
         (["--certify", "--model", SHIPPED, "--risk", "0.1", "--full"], "chooses the knobs"),
         (["--certify", "--model", SHIPPED, "--risk", "0.1", "--sweep"], "chooses the knobs"),
-        (["--certify", "--model", TINY, "--risk", "0.1"], "no knob to move"),
+        (["--certify", "--model", TINY, "--risk", "0.1"], "no mechanism that has such a knob"),
         (["--confidence", "0.9"], "--confidence goes with --certify"),
         (["--risk", "0.1", "--budget", "0.5"], "give it alone"),
         (["--risk", "2"], "--risk is 2.0; it must lie in 0..1"),

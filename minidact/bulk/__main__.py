@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,16 +21,14 @@ from tqdm import tqdm
 from ..errors import InputError, run_command
 from ..fast import threads
 from ..files import alone_in, make_directory, write_file
-from ..infer import load_slow
+from ..infer import load_model, load_slow
 from ..mechanisms.record import Knob
 from ..options import add_knob, add_model_options, fill, how_to_answer
 from .part import How, Part, Total, work
 from .rows import inputs, read
 
 OWN = {
-    "workers": Knob(
-        0, "start so many processes on this machine (default: this one works alone)", 0, 4096
-    ),
+    "workers": Knob(0, "start so many processes on this machine; 0: this one works alone", 0, 4096),
     "part_size": Knob(5000, "texts of a part, the unit that is done or not done", 1, 10**9),
 }
 MANIFEST = "bulk.json"  # in --out: what the answers are answers to
@@ -57,24 +56,30 @@ def main() -> None:
     options = parser().parse_args()
     fill(options, OWN)
     asked = how_to_answer(options)
-    how = How(options.model, options.bits, asked | {"batch_size": options.batch_size})
+    name = os.path.abspath(options.model) if os.path.isdir(options.model or "") else options.model
+    how = How(name, options.bits, asked | {"batch_size": options.batch_size})
     if options.cluster and options.workers:
         raise InputError("a cluster has its workers already: leave out --workers")
-    files = inputs(options.data)
-    model = load_slow(how.model, asked, how.bits)  # wrong options are seen here
+    files = inputs(options.data, Path(options.out))
+    shared = options.cluster or options.workers
+    load = load_slow if shared else load_model
+    model = load(how.model, asked, how.bits)  # wrong options are seen here
     out = make_directory(options.out)
     with alone_in(out), ExitStack() as stack:
         parts = list(cut(files, options.part_size, out))
-        rows = {str(file): 0 for file in files} | {str(p.file): p.stop for p in parts}
         told = {"part_size": options.part_size, "weights": model.digest, "bits": how.bits}
-        check_manifest(out, told | {"arguments": how.arguments}, rows)
+        knobs = vars(model.knobs(**asked)) | {"batch_size": options.batch_size}
+        check_manifest(out, told | {"knobs": knobs}, parts)
         todo = [part for part in parts if not part.out.exists()]
         if len(todo) < len(parts):
             print(f"{len(parts) - len(todo)} of {len(parts)} parts are there already")
-        workers = cluster(options, stack) if options.cluster or options.workers else None
-        done = on_cluster(workers, todo, how) if workers else ((p, work(p, how)) for p in todo)
+        if shared:
+            done = on_cluster(cluster(options, stack), todo, how)
+        else:
+            done = ((part, work(part, how, model)) for part in todo)
         begin, total = time.perf_counter(), Total()
-        with tqdm(total=sum(p.stop - p.start for p in todo), unit="text", smoothing=0) as bar:
+        count, quiet = sum(p.stop - p.start for p in todo), not sys.stderr.isatty()
+        with tqdm(total=count, unit="text", smoothing=0, disable=quiet) as bar:
             for part, counted in done:
                 total = total.plus(counted)
                 bar.update(part.stop - part.start)
@@ -84,33 +89,42 @@ def main() -> None:
 def cut(files: list[Path], size: int, out: Path) -> Iterator[Part]:
     """The parts of all files; their rows are counted, and nothing else is read."""
     common = Path(os.path.commonpath([file.parent for file in files]))
-    for file in tqdm(files, desc="counting", unit="file", leave=False):
+    quiet = not sys.stderr.isatty()
+    for file in tqdm(files, desc="counting", unit="file", leave=False, disable=quiet):
         rows = sum(1 for _ in read(file))
         name = out / file.relative_to(common)
         for number, start in enumerate(range(0, rows, size)):
             place = name.with_name(f"{name.name}-{number:05}.jsonl")
-            yield Part(file.absolute(), start, min(start + size, rows), place.absolute())
+            yield Part(file, start, min(start + size, rows), place.absolute())
 
 
-def check_manifest(out: Path, told: dict[str, Any], rows: dict[str, int]) -> None:
+def check_manifest(out: Path, told: dict[str, Any], parts: list[Part]) -> None:
     """Notes in --out what its answers are to; raises InputError if they are to something else.
 
-    Files may come along; those that were there must have as many rows as before.
+    Files may come along. Those that were there must be as they were, and in the same place.
     """
-    place, told = out / MANIFEST, json.loads(json.dumps(told))
+    place, files, told = out / MANIFEST, {}, json.loads(json.dumps(told))
+    for part in parts:
+        file = {"answers": str(part.out.parent.relative_to(out.absolute())), "rows": part.stop}
+        files[str(part.file)] = file | {"bytes": part.file.stat().st_size}
     if place.exists():
         try:
             before = json.loads(place.read_text())
-            known = before.pop("rows")
-        except (ValueError, KeyError):
-            raise InputError(f"{place} is damaged") from None
-        if before != told or any(rows.get(file, count) != count for file, count in known.items()):
-            raise InputError(
-                f"{out} holds the answers of another model, with other options, or to files that "
-                f"have changed ({MANIFEST} says which): choose another --out"
+            known = before.pop("files")
+            same = before == told and all(
+                files.get(f, about) == about for f, about in known.items()
             )
-        rows = known | rows
-    write_file(place, json.dumps(told | {"rows": rows}, indent=1).encode())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{place} is damaged") from None
+        taken = {(about["answers"], Path(file).name) for file, about in known.items()}
+        new = {(files[f]["answers"], Path(f).name) for f in files if f not in known}
+        if not same or taken & new:
+            raise InputError(
+                f"{out} holds the answers of another model, with other options, or to other files "
+                f"({MANIFEST} says which): choose another --out"
+            )
+        files = known | files
+    write_file(place, json.dumps(told | {"files": files}, indent=1).encode())
 
 
 def cluster(options: argparse.Namespace, stack: ExitStack) -> Any:

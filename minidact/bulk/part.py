@@ -43,9 +43,12 @@ class Total(NamedTuple):
         return Total(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def work(part: Part, how: How) -> Total:
-    """Answers a part. Raises InputError if its file or the model cannot be read."""
-    model, total = loaded(how.model, how.bits), Total()
+def work(part: Part, how: How, model: Model | None = None) -> Total:
+    """Answers a part. Raises InputError if its file or the model cannot be read.
+
+    model: None: the process loads the one that how names, once.
+    """
+    model, total = model or loaded(how.model, how.bits), Total()
     rows = islice(read(part.file), part.start, part.stop)
     part.out.parent.mkdir(parents=True, exist_ok=True)
     with written(part.out) as out:

@@ -6,15 +6,21 @@ import glob
 import gzip
 import json
 import lzma
+import math
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..data import TEXTS
+from ..data import TEXTS, no_constant
 from ..errors import InputError
 
 Columns = dict[str, Any]
 OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+class BadHeader(Exception):
+    """No row of the file can be read."""
 
 
 class Row(NamedTuple):
@@ -30,11 +36,15 @@ class Row(NamedTuple):
     error: str = ""
 
 
-def inputs(pattern: str) -> list[Path]:
-    """The files that a directory, a file's name or a glob stands for, sorted by name."""
+def inputs(pattern: str, out: Path) -> list[Path]:
+    """The files that a directory, a file's name or a glob stands for, sorted by name.
+
+    Not those in out, where the answers go.
+    """
     path = Path(pattern)
     found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(pattern, recursive=True))
-    files = sorted(p for p in found if p.is_file() and not p.name.startswith("."))
+    files = sorted(p.absolute() for p in found if p.is_file() and not p.name.startswith("."))
+    files = [p for p in files if not p.is_relative_to(out.absolute())]
     files = [p for p in files if not path.is_dir() or layout_of(p) in LAYOUTS]
     if not files:
         raise InputError(f"--data {pattern}: there is no such file, nor one in such a directory")
@@ -60,21 +70,21 @@ def read(file: Path) -> Iterator[Row]:
             rows = LAYOUTS[layout_of(file)](_lines(file))
         for line, columns in rows:
             yield Row(line, error=columns) if isinstance(columns, str) else _row(line, columns)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, BadHeader) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
 
 
 def _row(line: int, columns: Columns) -> Row:
     text = next((name for name in TEXTS if name in columns), None)
     if text is None:
-        return Row(line, error="there is no text (or sentence)")
+        return Row(line, others=columns, error="there is no text (or sentence)")
     pair = TEXTS[text]
-    for name in (text, pair):
-        if not isinstance(columns.get(name, ""), str | int | float):
-            return Row(line, error=f"{name} is neither a text nor a number")
     others = {key: value for key, value in columns.items() if key not in (text, pair)}
-    second = str(columns[pair]) if pair in columns else None
-    return Row(line, str(columns[text]), second, others)
+    first, second = columns[text], columns.get(pair)
+    for name, value in ((text, first), (pair, "" if second is None else second)):
+        if not isinstance(value, str | int | float):
+            return Row(line, others=others, error=f"{name} is neither a text nor a number")
+    return Row(line, str(first), None if second is None else str(second), others)
 
 
 # ---------------------------------------------------------------------------- layouts
@@ -106,7 +116,7 @@ def _jsonl(lines: Lines) -> Found:
             yield number, NOT_UTF8
         elif line.strip():
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_constant=no_constant)
             except (ValueError, RecursionError) as error:
                 yield number, f"not JSON ({error})"
             else:
@@ -114,7 +124,7 @@ def _jsonl(lines: Lines) -> Found:
 
 
 def _tsv(lines: Lines) -> Found:
-    return _table((number, line and line.split("\t")) for number, line in lines)
+    return _table((number, line if line is None else line.split("\t")) for number, line in lines)
 
 
 def _csv(lines: Lines) -> Found:
@@ -126,30 +136,37 @@ def _csv(lines: Lines) -> Found:
             place = number
             yield f"{line}\n" if line is not None else "\udcff\n"
 
-    def records() -> Iterator[tuple[int, list[str] | None]]:
-        reader = csv.reader(counted())
+    def records() -> Iterator[tuple[int, Any]]:
+        reader = csv.reader(counted(), strict=True)
         while True:
             before = place
             try:
                 row = next(reader)
             except StopIteration:
                 return
-            except csv.Error:
-                row = []
-            yield before + 1, None if "\udcff" in "".join(row) else row
+            except csv.Error as error:
+                yield before + 1, str(error)
+            else:
+                yield before + 1, None if "\udcff" in "".join(row) else row
 
     return _table(records())
 
 
 def _table(records: Iterator[tuple[int, Any]]) -> Found:
-    """Rows under a header; of a record None means that it is not UTF-8."""
+    """Rows under a header. A record is a list, or None if not UTF-8, or else what is wrong."""
     header: list[str] | None = None
     for number, record in records:
-        if record is None:
-            yield number, NOT_UTF8
+        if record in ([], [""]):
+            continue
+        if record is None or isinstance(record, str):
+            if header is None:
+                raise BadHeader(f"its header: {record or NOT_UTF8}")
+            yield number, record or NOT_UTF8
         elif header is None:
             header = record
-        elif record and record != [""]:
+            if len(set(header)) < len(header):
+                raise BadHeader("its header names a column twice")
+        else:
             if len(record) == len(header):
                 yield number, dict(zip(header, record, strict=True))
             else:
@@ -164,7 +181,11 @@ def _parquet(file: Path) -> Found:
     try:
         table, line = pyarrow.parquet.ParquetFile(file), 0
         for batch in table.iter_batches(1000):
-            for row in batch.to_pylist():
+            for row in batch.to_pylist():  # NaN is no JSON
+                row = {
+                    k: None if isinstance(v, float) and not math.isfinite(v) else v
+                    for k, v in row.items()
+                }
                 yield (line := line + 1), row
     except pyarrow.ArrowException as error:
         raise InputError(f"{file} cannot be read: {error}") from None

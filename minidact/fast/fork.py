@@ -3,7 +3,7 @@
 The threads of OpenMP do not come along, and GNU's ends a child that asks it for work all the same.
 So the child has its kernels compiled without threads, and they take the others' place wherever the
 modules of this folder name them. Machine code of that kind is kept on disk, too. A process that
-forks before it has used any kernel gives its child nothing to worry about.
+forks before it has loaded a model gives its child nothing to worry about.
 """
 
 import os

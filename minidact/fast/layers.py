@@ -106,9 +106,9 @@ def stored_bits(bits: int | None) -> int:
     return 8 if bits == 8 else 32
 
 
-def weights_digest(params: Any, bits: int | None) -> str:
-    """SHA-256 of all arrays in float32, as they are multiplied, by name."""
-    digest = hashlib.sha256()
+def weights_digest(params: Any, bits: int | None, beside: str = "") -> str:
+    """SHA-256 of all arrays in float32, as they are multiplied, by name; and of a text beside."""
+    digest = hashlib.sha256(beside.encode())
     for name in sorted(params):
         array = stored(params, name)  # params[name] would stay in memory, widened
         array = _rounded(name, array) if bits == 16 else array

@@ -71,7 +71,7 @@ def survive_a_fork() -> bool:
     """Will the child of a fork find threads that work? None have been started, or TBB's were."""
     try:
         return kind_of_threads() == "tbb"
-    except ValueError:  # Numba knows only once a kernel has run
+    except ValueError:  # Numba has started none
         return True
 
 

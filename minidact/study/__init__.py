@@ -1,1 +1,1 @@
-"""What compares: every mechanism over the range of its knob, every method on five tasks."""
+"""What compares: every mechanism over the range of its knob, every method on six tasks."""

@@ -115,26 +115,35 @@ def measuring(model: Model, examples: data.Examples, labels=None, batch_size: in
 
 def told(r: dict[str, Any]) -> str:
     """What `certify` found, in sentences; r has the loss, too."""
-    of_a_kind = "wrong where the full model is right"
-    what = of_a_kind if r["loss"] == "accuracy" else "another class than the full model's"
-    tried = f"{r['disagreements']} of {r['examples']} answers were {what}"
+    what = "differ from the full model's class"
+    if r["loss"] == "accuracy":
+        what = "come out wrong where the full model is right"
+    n = r["examples"]
     if r["knobs"] is not None:
         knobs = ", ".join(
             f"{name} {'+'.join(value) if name == 'use' else f'{value:g}'}"
             for name, value in r["knobs"].items()
         )
         return (
-            f"certified: at most {100 * r['risk']:g}% of the answers are {what}, with confidence "
-            f"{r['confidence']:g}\n"
-            f"tested:    {tried}, up to {r['allowed']} may be (p = {r['p_value']:.2g})\n"
+            f"certified: at most {100 * r['risk']:g}% of the answers {what}, "
+            f"with confidence {r['confidence']:g}\n"
+            f"tested:    {r['disagreements']} of {n} did, and up to {r['allowed']} "
+            f"might have (p = {r['p_value']:.2g})\n"
             f"knobs:     {knobs}\n"
             f"cost:      {r['macs_fraction']:.0%} of the multiply-adds"
+            + ("\nnot stored: --risk is about other classes" * (r["loss"] == "accuracy"))
         )
-    needed = risk.texts_needed(r["risk"], r["confidence"], r["disagreements"] / r["examples"])
-    may = f"up to {r['allowed']} might be" if r["allowed"] >= 0 else "too few to prove anything"
-    more = "so large a share cannot be below the risk"
-    if needed:
-        more = (
-            f"if the share stays, {math.ceil(needed / (1 - ORDERING) - 1e-9)} texts or more will do"
-        )
-    return f"nothing can be certified: with the safest setting {tried}, {may}; {more}"
+    rate = r["disagreements"] / n
+    may = f"up to {r['allowed']} might have" if r["allowed"] >= 0 else "these are too few texts"
+    needed = risk.texts_needed(r["risk"], r["confidence"], rate)
+    if rate >= r["risk"]:
+        more = "that is no smaller a share than the risk"
+    elif needed:
+        texts = math.ceil(needed / (1 - ORDERING) - 1e-9)
+        more = f"if the share stays, it takes about {texts} new texts"
+    else:
+        more = "it would take more than a million texts"
+    return (
+        f"nothing can be certified: with the safest setting {r['disagreements']} of {n} answers "
+        f"{what}, {may}; {more}"
+    )

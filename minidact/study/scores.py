@@ -90,7 +90,7 @@ def in_float32(model: Model) -> Model:
     """The same model with products that round nothing; itself where it is one."""
     if model.bits in (None, 32):
         return model
-    return Model(model.config, model.params, model.tokenizer)
+    return Model(model.config, model.params, model.tokenizer, model.reference)
 
 
 def table(r: dict) -> str:
