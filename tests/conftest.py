@@ -45,6 +45,26 @@ def run(module: str, *args, stdin=None, env=None, cwd=ROOT):
     )  # fmt: skip
 
 
+LAUNCHER = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def memory(module: str, *args):
+    """A command's exit code, what it says of errors, and the most memory that it took, in bytes.
+
+    A small process starts it: to one that a large process starts, Linux ascribes that one's memory.
+    """
+    command = [sys.executable, "-m", f"minidact.{module}", *map(str, args)]
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *command], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.returncode, done.stderr, int(done.stdout) * 1024
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -10,12 +10,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT, TINY
+from conftest import FIXTURES, ROOT, TINY, memory
 from damage import BAD, BROKEN, edit_config
 from safetensors.numpy import load_file, save_file
 from tokenizers import processors
@@ -85,13 +83,10 @@ def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):
             file.write(len(header).to_bytes(8, "little") + header)
             file.truncate(8 + len(header) + bytes_there)
         whole.replace(copy / "model.safetensors")
-        command = [sys.executable, "-m", "minidact.infer", "--model", copy, "a text"]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        error = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 2
+        code, error, most = memory("infer", "--model", copy, "a text")
+        assert code == 2
         assert sentence in error
-        assert usage.ru_maxrss * 1024 < 2 * size + 200 * 2**20  # Python and Numba themselves
+        assert most < 2 * size + 200 * 2**20  # Python and Numba themselves
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY, memory, run
 
 from minidact import InputError, Model
 from minidact.bulk import rows
@@ -286,10 +286,9 @@ def test_a_million_texts_in_constant_memory(tmp_path):
     sizes = []
     for count in (10_000, 1_000_000):
         many(tmp_path / f"{count}.jsonl", count)
-        command = [sys.executable, "-m", "minidact.bulk", "--data", tmp_path / f"{count}.jsonl"]
-        with subprocess.Popen([*command, "--out", tmp_path / str(count)], cwd=ROOT) as running:
-            _, code, used = os.wait4(running.pid, 0)
-        assert code == 0
-        sizes.append(used.ru_maxrss / 1024)
+        out = tmp_path / str(count)
+        code, error, most = memory("bulk", "--data", tmp_path / f"{count}.jsonl", "--out", out)
+        assert code == 0, error
+        sizes.append(most / 2**20)
     print(f"{sizes[0]:.0f} MB for 10,000 texts, {sizes[1]:.0f} for 1,000,000")
     assert sizes[1] < sizes[0] + 50
