@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -15,7 +16,6 @@ from .fast.layers import stored_bits
 from .infer import load_model
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob
-from .model import Model
 from .options import add_knob, add_model_options, fill, flag, how_to_answer
 from .study import certify, sweep
 from .study.scores import evaluate, measure, table
@@ -64,32 +64,22 @@ def main() -> None:
     options = parser().parse_args()
     how = how_to_answer(options)
     check(options, how)
-    labelled = not options.certify or options.loss == "accuracy"
-    examples = data.read_examples(options.data, labelled)
-    model = load_model(options.model, {} if options.certify else how, options.bits)
-    labels = data.label_ids(examples, model.config, options.data) if labelled else None
-    knobs = options.sweep and model.config.mechanisms
     if options.certify:
-        knobs = certify.settings(model.config)
-    if (options.sweep or options.certify) and not knobs:
-        raise InputError("the model carries no mechanism that has such a knob to move")
-    if options.calibrate or (
-        options.certify and stored(options)
-    ):  # both take long: better now than afterwards
-        checkpoint.save_config(options.model, model.config, rehearse=True)
-    if options.certify:
-        if len(examples.texts) < 3:
-            raise InputError(f"{options.data} has too few texts to certify anything")
-        if model.config.problem_type == "regression":
-            raise InputError("--certify counts classes, and the model predicts numbers")
-        promise(model, examples, labels, options)
+        promise(options)
         return
+    examples = data.read_examples(options.data)
+    model = load_model(options.model, how, options.bits)
+    labels = data.label_ids(examples, model.config, options.data)
     fixed = (model, examples, labels, options.metric, options.batch_size)
     if not options.sweep:
         result = evaluate(*fixed, how)
         print(json.dumps(result) if options.json else table(result))
         return
+    if not model.config.mechanisms:
+        raise InputError("the model carries no mechanism, so there is no knob to sweep")
     points = sweep.settings(model.config, options.curves)
+    if options.calibrate:  # a sweep is long: better now than afterwards
+        checkpoint.save_config(options.model, model.config, rehearse=True)
     result = sweep.sweep(points, lambda knobs, known: measure(*fixed, knobs, known), tqdm)
     print(json.dumps(result) if options.json else sweep.table(result))
     if options.plot:
@@ -104,7 +94,7 @@ def check(options: argparse.Namespace, how: dict) -> None:
     fill(options, CERTIFYING, usual=options.certify)
     if (options.plot or options.calibrate or options.curves) and not options.sweep:
         raise InputError("--curves, --plot and --calibrate go with --sweep")
-    stores = {"calibrate": options.calibrate, "certify": options.certify and stored(options)}
+    stores = {"calibrate": options.calibrate, "certify": options.certify and is_stored(options)}
     for name, chosen in stores.items():
         if chosen and not os.path.isdir(options.model or ""):
             raise InputError(f"--{name} needs --model with a directory to write to")
@@ -124,33 +114,45 @@ def check(options: argparse.Namespace, how: dict) -> None:
         raise InputError("--certify chooses the knobs itself, and has no --metric and no --sweep")
 
 
-def stored(options: argparse.Namespace) -> bool:
+def is_stored(options: argparse.Namespace) -> bool:
     """Is this a promise that --risk can use? It is about other classes, not about accuracy."""
     return options.loss == "agreement"
 
 
-def promise(model: Model, examples, labels, options: argparse.Namespace) -> None:
+def promise(options: argparse.Namespace) -> None:
     """Tests which knobs keep the promise, prints it, and stores it for --risk."""
+    examples = data.read_examples(options.data, labelled=not is_stored(options))
+    if len(examples.texts) < 3:
+        raise InputError(f"{options.data} has too few texts to certify anything")
+    model, labels = load_model(options.model, {}, options.bits), None
+    if model.config.problem_type == "regression":
+        raise InputError("--certify counts classes, and the model predicts numbers")
+    choices = certify.settings(model.config)
+    if not choices:
+        raise InputError("the model carries no mechanism, so there is no knob to certify")
+    if is_stored(options):  # it takes long: better now than afterwards
+        checkpoint.save_config(options.model, model.config, rehearse=True)
+    else:
+        labels = data.label_ids(examples, model.config, options.data)
     found = certify.certify(
-        certify.settings(model.config),
+        choices,
         certify.measuring(model, examples, labels, options.batch_size),
         len(examples.texts),
         options.risk,
         options.confidence,
         options.seed,
-        lambda settings: tqdm(settings, unit="setting", disable=not sys.stderr.isatty()),
+        lambda choices: tqdm(choices, unit="setting", disable=None),
     )
     found |= {"loss": options.loss, "bits": stored_bits(model.bits), "weights": model.digest}
     print(json.dumps(found) if options.json else certify.told(found))
     if found["knobs"] is None and options.json:
         print(certify.told(found), file=sys.stderr)
-    if found["knobs"] is None or not stored(options):
-        return
-    new = {key: found[key] for key in STORED["certificates"]}
-    config, *_ = checkpoint.load(options.model)  # as it is by now: this took long
-    others = [c for c in config.certificates if any(c[key] != new[key] for key in SAME)]
-    config = dataclasses.replace(config, certificates=(*others, new))
-    checkpoint.save_config(options.model, config)
+    if found["knobs"] is not None and is_stored(options):
+        new = {key: found[key] for key in STORED["certificates"]}
+        config = checkpoint.read_config(Path(options.model))  # as it is by now
+        others = [c for c in config.certificates if any(c[key] != new[key] for key in SAME)]
+        config = dataclasses.replace(config, certificates=(*others, new))
+        checkpoint.save_config(options.model, config)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from .signals import interruptible
 # a pass uses all cores already, and two at once crash Numba's simplest threads
 ONE_AT_A_TIME = threading.RLock()
 if hasattr(os, "register_at_fork"):  # and nobody forks in the middle of one
-    release = ONE_AT_A_TIME.release
+    _release = ONE_AT_A_TIME.release
     os.register_at_fork(
-        before=ONE_AT_A_TIME.acquire, after_in_parent=release, after_in_child=release
+        before=ONE_AT_A_TIME.acquire, after_in_parent=_release, after_in_child=_release
     )
 BATCH_SIZE = Knob(32, "texts per batch", 1, 1_000_000)
 BUDGET = Knob(

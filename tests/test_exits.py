@@ -267,7 +267,7 @@ def test_a_budget_is_kept(calibrated):
             "--curves 'wheel' is unknown; there are: halting, planning",
         ),
         (["--sweep", "--calibrate"], "--calibrate needs --model"),
-        (["--sweep", "--model", TINY], "no mechanism that has such a knob"),
+        (["--sweep", "--model", TINY], "no knob to sweep"),
         (["--rule", "entropy", "--full"], "needs halting in use"),
     ],
 )

@@ -276,7 +276,7 @@ def test_what_cannot_be_certified_is_said(promised, tmp_path):
         (["--certify", "--model", SHIPPED, "--risk", "0.1", "--slack", "0.2"], "chooses the knobs"),
         (["--certify", "--model", SHIPPED, "--risk", "0.1", "--full"], "chooses the knobs"),
         (["--certify", "--model", SHIPPED, "--risk", "0.1", "--sweep"], "chooses the knobs"),
-        (["--certify", "--model", TINY, "--risk", "0.1"], "no mechanism that has such a knob"),
+        (["--certify", "--model", TINY, "--risk", "0.1"], "no knob to certify"),
         (["--confidence", "0.9"], "--confidence goes with --certify"),
         (["--risk", "0.1", "--budget", "0.5"], "give it alone"),
         (["--risk", "2"], "--risk is 2.0; it must lie in 0..1"),

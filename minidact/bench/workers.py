@@ -64,7 +64,7 @@ def workers(save, names, threads: int, calibration=()) -> Iterator[list[Worker]]
         (Path(directory) / "calibration.json").write_text(json.dumps(list(calibration)))
         all_of_them: list[Worker] = []
         try:
-            for name in tqdm(names, desc="starting", disable=not sys.stderr.isatty(), leave=False):
+            for name in tqdm(names, desc="starting", disable=None, leave=False):
                 all_of_them.append(Worker(name, directory, threads))
             yield all_of_them
         finally:
@@ -80,7 +80,7 @@ def in_turn(asked: dict, text: str, rounds: int, **request) -> tuple[dict, dict]
     """
     ms: dict[str, list] = {name: [] for name in asked}
     outs: dict[str, Any] = {}
-    for _ in tqdm(range(rounds), desc=text, disable=not sys.stderr.isatty()):
+    for _ in tqdm(range(rounds), desc=text, disable=None):
         for name, (worker, own) in asked.items():
             answer = worker.ask(**request, **own)
             ms[name].append(answer["ms"])

@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -78,8 +77,8 @@ def main() -> None:
         else:
             done = ((part, work(part, how, model)) for part in todo)
         begin, total = time.perf_counter(), Total()
-        count, quiet = sum(p.stop - p.start for p in todo), not sys.stderr.isatty()
-        with tqdm(total=count, unit="text", smoothing=0, disable=quiet) as bar:
+        count = sum(part.stop - part.start for part in todo)
+        with tqdm(total=count, unit="text", smoothing=0, disable=None) as bar:
             for part, counted in done:
                 total = total.plus(counted)
                 bar.update(part.stop - part.start)
@@ -89,8 +88,7 @@ def main() -> None:
 def cut(files: list[Path], size: int, out: Path) -> Iterator[Part]:
     """The parts of all files; their rows are counted, and nothing else is read."""
     common = Path(os.path.commonpath([file.parent for file in files]))
-    quiet = not sys.stderr.isatty()
-    for file in tqdm(files, desc="counting", unit="file", leave=False, disable=quiet):
+    for file in tqdm(files, desc="counting", unit="file", leave=False, disable=None):
         rows = sum(1 for _ in read(file))
         name = out / file.relative_to(common)
         for number, start in enumerate(range(0, rows, size)):

@@ -1,6 +1,5 @@
 """What a model scores and costs on a labelled file, adaptive and in full, both timed."""
 
-import sys
 import time
 from typing import NamedTuple
 
@@ -47,9 +46,7 @@ def measure(
     seconds: dict[str, float] = dict.fromkeys(runs, 0.0)
     answers: dict[str, list] = {key: [] for key in runs}
     starts = range(0, len(labels), batch_size)
-    for turn, start in enumerate(
-        tqdm(starts, unit="batch", leave=False, disable=not sys.stderr.isatty())
-    ):
+    for turn, start in enumerate(tqdm(starts, unit="batch", leave=False, disable=None)):
         part = slice(start, start + batch_size)
         texts, pairs = examples.texts[part], examples.pairs and examples.pairs[part]
         for key in list(runs) if turn % 2 else reversed(runs):
