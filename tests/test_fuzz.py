@@ -11,6 +11,7 @@ import json
 import resource
 import shutil
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -144,15 +145,22 @@ def watch():
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A model with all three mechanisms, and budgets; tokenizer.json and vocab.txt beside it."""
+    """A model with mechanisms, budgets, a certificate; tokenizer.json and vocab.txt beside it."""
     path = tmp_path_factory.mktemp("fuzz") / "model"
     config, known, tokenizer = checkpoint.load(TINY)
     budgets = ({"macs_fraction": 0.9, "knobs": {"use": ["halting", "tokens"], "slack": 0.1}},)
-    shapes = {name: record.shape() for name, record in MECHANISMS.items()}
+    shapes = {name: MECHANISMS[name].shape() for name in ("halting", "planning", "tokens")}
     config = dataclasses.replace(config, summary="mean", mechanisms=shapes, budgets=budgets)
     params = network.init_params(config, np.random.default_rng(0))
     checkpoint.save(path, config, params | {n: known[n] for n in known if n in params}, tokenizer)
     shutil.copy(TINY / "vocab.txt", path / "vocab.txt")
+    certificate = budgets[0] | {
+        "risk": 0.1, "confidence": 0.9, "examples": 100, "disagreements": 1, "p_value": 0.01,
+        "bits": 32, "weights": Model.from_pretrained(path).digest,
+    }  # fmt: skip
+    checkpoint.save_config(path, dataclasses.replace(config, certificates=(certificate,)))
+    whole = Model.from_pretrained(path)  # what is damaged below is in order at first
+    assert whole(TEXT, budget=0.9).label == whole(TEXT, risk=0.1).label
     return path
 
 
@@ -168,6 +176,8 @@ def load_and_answer(directory, name, raw):
         assert first.tokens <= damaged.config.max_position_embeddings
         if damaged.config.budgets:
             damaged(TEXT, budget=0.9)
+        with suppress(InputError):  # other weights make a certificate void
+            damaged(TEXT, risk=0.1)
     finally:
         file.write_bytes(whole)
 
