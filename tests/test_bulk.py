@@ -43,6 +43,13 @@ def answers(out):
     return [json.loads(line) for file in found for line in file.read_text().splitlines()]
 
 
+def test_reading_begins_at_any_row(files):
+    for file in rows.inputs(str(files), files / "answers"):
+        found = list(rows.read(file))
+        for i, row in enumerate(found):
+            assert list(rows.read(file, row.place)) == found[i:]
+
+
 def test_every_layout_and_every_bad_row(files):
     found = {
         file.name: list(rows.read(file)) for file in rows.inputs(str(files), files / "answers")
@@ -50,7 +57,7 @@ def test_every_layout_and_every_bad_row(files):
     assert sorted(found) == ["a.jsonl", "b.csv", "c.tsv.gz", "d.txt.bz2"]
 
     def short(name):
-        return [(row.line, row.error or row.text, row.others) for row in found[name]]
+        return [(row.place.line, row.error or row.text, row.others) for row in found[name]]
 
     assert short("a.jsonl") == [
         (1, "good film", {"id": 7}), (3, "bad, bad film", {"id": 8}),
@@ -86,7 +93,7 @@ def test_every_layout_and_every_bad_row(files):
 def test_odd_rows(name, content, lines, tmp_path):
     (tmp_path / name).write_bytes(content)
     found = list(rows.read(tmp_path / name))
-    assert [row.line for row in found] == [line for line, _ in lines]
+    assert [row.place.line for row in found] == [line for line, _ in lines]
     for row, (_, error) in zip(found, lines, strict=True):
         assert (error in row.error) if error else not row.error
 
@@ -115,8 +122,12 @@ def test_parquet(tmp_path):
     table = pyarrow.table({"text": ["good film", None], "text_pair": ["so", "so"], "id": [1, 2]})
     parquet.write_table(table, tmp_path / "a.parquet")
     found = list(rows.read(tmp_path / "a.parquet"))
-    assert found[0] == rows.Row(1, "good film", "so", {"id": 1})
+    assert found[0] == rows.Row(rows.Place(0, 1), "good film", "so", {"id": 1})
     assert found[1].error == "text is neither a text nor a number"
+    parquet.write_table(pyarrow.table({"text": ["a", "b", "c"]}), tmp_path / "c.parquet", 2)
+    whole = list(rows.read(tmp_path / "c.parquet"))
+    for i in range(3):
+        assert list(rows.read(tmp_path / "c.parquet", whole[i].place)) == whole[i:]
     (tmp_path / "b.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(InputError, match=r"b\.parquet cannot be read"):
         list(rows.read(tmp_path / "b.parquet"))

@@ -77,23 +77,26 @@ def main() -> None:
         else:
             done = ((part, work(part, how, model)) for part in todo)
         begin, total = time.perf_counter(), Total()
-        count = sum(part.stop - part.start for part in todo)
+        count = sum(part.rows for part in todo)
         with tqdm(total=count, unit="text", smoothing=0, disable=None) as bar:
             for part, counted in done:
                 total = total.plus(counted)
-                bar.update(part.stop - part.start)
+                bar.update(part.rows)
         print(summary(total, time.perf_counter() - begin))
 
 
 def cut(files: list[Path], size: int, out: Path) -> Iterator[Part]:
-    """The parts of all files; their rows are counted, and nothing else is read."""
+    """The parts of all files, whose rows are counted first."""
     common = Path(os.path.commonpath([file.parent for file in files]))
     for file in tqdm(files, desc="counting", unit="file", leave=False, disable=None):
-        rows = sum(1 for _ in read(file))
-        name = out / file.relative_to(common)
-        for number, start in enumerate(range(0, rows, size)):
+        begins, rows = [], 0
+        for rows, row in enumerate(read(file), 1):
+            if rows % size == 1 % size:
+                begins.append(row.place)
+        name = (out / file.relative_to(common)).absolute()
+        for number, begin in enumerate(begins):
             place = name.with_name(f"{name.name}-{number:05}.jsonl")
-            yield Part(file, start, min(start + size, rows), place.absolute())
+            yield Part(file, begin, min(size, rows - number * size), place)
 
 
 def check_manifest(out: Path, told: dict[str, Any], parts: list[Part]) -> None:
@@ -103,8 +106,9 @@ def check_manifest(out: Path, told: dict[str, Any], parts: list[Part]) -> None:
     """
     place, files, told = out / MANIFEST, {}, json.loads(json.dumps(told))
     for part in parts:
-        file = {"answers": str(part.out.parent.relative_to(out.absolute())), "rows": part.stop}
-        files[str(part.file)] = file | {"bytes": part.file.stat().st_size}
+        file = {"answers": str(part.out.parent.relative_to(out.absolute()))}
+        rows = files.get(str(part.file), {"rows": 0})["rows"] + part.rows
+        files[str(part.file)] = file | {"rows": rows, "bytes": part.file.stat().st_size}
     if place.exists():
         try:
             before = json.loads(place.read_text())

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from ..files import written
 from ..model import Model
-from .rows import Row, read
+from .rows import Place, Row, read
 
 
 class Part(NamedTuple):
-    """Rows start..stop of a file, and where their answers go."""
+    """So many rows of a file, from a place on, and where their answers go."""
 
     file: Path
-    start: int
-    stop: int
+    begin: Place
+    rows: int
     out: Path
 
 
@@ -49,13 +49,13 @@ def work(part: Part, how: How, model: Model | None = None) -> Total:
     model: None: the process loads the one that how names, once.
     """
     model, total = model or loaded(how.model, how.bits), Total()
-    rows = islice(read(part.file), part.start, part.stop)
+    rows = islice(read(part.file, part.begin), part.rows)
     part.out.parent.mkdir(parents=True, exist_ok=True)
     with written(part.out) as out:
         while batch := list(islice(rows, how.arguments["batch_size"])):
             for row, said in zip(batch, answers(model, batch, how.arguments), strict=True):
                 total = total.plus(counted(said))
-                about = {"file": str(part.file), "line": row.line}
+                about = {"file": str(part.file), "line": row.place.line}
                 more = {"row": row.others} if row.others else {}
                 line = json.dumps(about | said | more, ensure_ascii=False, default=str)
                 out.write(line.encode("utf-8", "replace") + b"\n")

@@ -23,13 +23,26 @@ class BadHeader(Exception):
     """No row of the file can be read."""
 
 
+class Place(NamedTuple):
+    """Where a row begins: the byte, in the file without its compression, and the line, from 1 on.
+
+    In a parquet file both count rows.
+    """
+
+    offset: int = 0
+    line: int = 1
+
+
+BEGIN = Place()
+
+
 class Row(NamedTuple):
-    """A text with all that stands beside it. line: where it begins in its file, from 1 on.
+    """A text with all that stands beside it.
 
     error: why there is no text, or "". others: the columns that are no text of the model's.
     """
 
-    line: int
+    place: Place
     text: str = ""
     text_pair: str | None = None
     others: Columns = {}  # noqa: RUF012  nobody writes to it
@@ -61,134 +74,148 @@ def layout_of(file: Path) -> str:
     return Path(file.stem).suffix if file.suffix in OPENERS else file.suffix
 
 
-def read(file: Path) -> Iterator[Row]:
-    """Yields the rows; raises InputError if the file cannot be read at all."""
+def read(file: Path, begin: Place = BEGIN) -> Iterator[Row]:
+    """Yields the rows, from the one on that begins there; what is before it is not read.
+
+    Raises InputError if the file cannot be read at all.
+    """
     try:
-        if layout_of(file) == ".parquet":
-            rows = _parquet(file)
-        else:
-            rows = LAYOUTS[layout_of(file)](_lines(file))
-        for line, columns in rows:
-            yield Row(line, error=columns) if isinstance(columns, str) else _row(line, columns)
+        for place, columns in LAYOUTS[layout_of(file)](file, begin):
+            yield Row(place, error=columns) if isinstance(columns, str) else _row(place, columns)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, BadHeader) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
 
 
-def _row(line: int, columns: Columns) -> Row:
+def _row(place: Place, columns: Columns) -> Row:
     text = next((name for name in TEXTS if name in columns), None)
     if text is None:
-        return Row(line, others=columns, error="there is no text (or sentence)")
+        return Row(place, others=columns, error="there is no text (or sentence)")
     pair = TEXTS[text]
     others = {key: value for key, value in columns.items() if key not in (text, pair)}
     first, second = columns[text], columns.get(pair)
     for name, value in ((text, first), (pair, "" if second is None else second)):
         if not isinstance(value, str | int | float):
-            return Row(line, others=others, error=f"{name} is neither a text nor a number")
-    return Row(line, str(first), None if second is None else str(second), others)
+            return Row(place, others=others, error=f"{name} is neither a text nor a number")
+    return Row(place, str(first), None if second is None else str(second), others)
 
 
 # ---------------------------------------------------------------------------- layouts
 
-# what a layout yields: the line, and the row's columns or why there are none
-Found = Iterator[tuple[int, Columns | str]]
-Lines = Iterator[tuple[int, str | None]]  # None: not UTF-8
+# what a layout yields: the place, and the row's columns or why there are none
+Found = Iterator[tuple[Place, Columns | str]]
+Lines = Iterator[tuple[Place, str | None]]  # None: not UTF-8
+Records = Iterator[tuple[Place, Any]]  # a list, or None if not UTF-8, or else what is wrong
 
 
-def _lines(file: Path) -> Lines:
+def _lines(file: Path, begin: Place) -> Lines:
     opened: BinaryIO
     with OPENERS.get(file.suffix, open)(file, "rb") as opened:
-        for number, line in enumerate(opened, 1):
+        opened.seek(begin.offset)
+        place = begin
+        for line in opened:
             try:
                 text = line.rstrip(b"\r\n").decode("utf-8")
-                yield number, text.removeprefix("\ufeff") if number == 1 else text
+                yield place, text.removeprefix("\ufeff") if place == BEGIN else text
             except UnicodeDecodeError:
-                yield number, None
+                yield place, None
+            place = Place(place.offset + len(line), place.line + 1)
 
 
-def _txt(lines: Lines) -> Found:
-    for number, line in lines:
-        yield number, NOT_UTF8 if line is None else {"text": line}
+def _txt(file: Path, begin: Place) -> Found:
+    for place, line in _lines(file, begin):
+        yield place, NOT_UTF8 if line is None else {"text": line}
 
 
-def _jsonl(lines: Lines) -> Found:
-    for number, line in lines:
+def _jsonl(file: Path, begin: Place) -> Found:
+    for place, line in _lines(file, begin):
         if line is None:
-            yield number, NOT_UTF8
+            yield place, NOT_UTF8
         elif line.strip():
             try:
                 row = json.loads(line, parse_constant=no_constant)
             except (ValueError, RecursionError) as error:
-                yield number, f"not JSON ({error})"
+                yield place, f"not JSON ({error})"
             else:
-                yield number, row if isinstance(row, dict) else "not a JSON object"
+                yield place, row if isinstance(row, dict) else "not a JSON object"
 
 
-def _tsv(lines: Lines) -> Found:
-    return _table((number, line if line is None else line.split("\t")) for number, line in lines)
+def _tsv(file: Path, begin: Place) -> Found:
+    def records(lines: Lines) -> Records:
+        return ((place, line if line is None else line.split("\t")) for place, line in lines)
+
+    return _table(records, file, begin)
 
 
-def _csv(lines: Lines) -> Found:
-    place = 0
+def _csv(file: Path, begin: Place) -> Found:
+    return _table(_csv_records, file, begin)
 
-    def counted() -> Iterator[str]:
-        nonlocal place
-        for number, line in lines:
-            place = number
+
+def _csv_records(lines: Lines) -> Records:
+    first: Place | None = None  # where the record begins that is being read
+
+    def noted() -> Iterator[str]:
+        nonlocal first
+        for place, line in lines:
+            first = first or place
             yield f"{line}\n" if line is not None else "\udcff\n"
 
-    def records() -> Iterator[tuple[int, Any]]:
-        reader = csv.reader(counted(), strict=True)
-        while True:
-            before = place
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield before + 1, str(error)
-            else:
-                yield before + 1, None if "\udcff" in "".join(row) else row
-
-    return _table(records())
+    reader = csv.reader(noted(), strict=True)
+    while True:
+        first, record = None, None
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            record = str(error)
+        yield first or BEGIN, None if "\udcff" in "".join(record) else record
 
 
-def _table(records: Iterator[tuple[int, Any]]) -> Found:
-    """Rows under a header. A record is a list, or None if not UTF-8, or else what is wrong."""
-    header: list[str] | None = None
-    for number, record in records:
-        if record in ([], [""]):
+def _table(records: Callable[[Lines], Records], file: Path, begin: Place) -> Found:
+    """Rows under a header, which is read first wherever the rows begin."""
+    found = ((p, r) for p, r in records(_lines(file, BEGIN)) if r not in ([], [""]))
+    top, header = next(found, (BEGIN, []))
+    if header is None or isinstance(header, str):
+        raise BadHeader(f"its header: {header or NOT_UTF8}")
+    if len(set(header)) < len(header):
+        raise BadHeader("its header names a column twice")
+    for place, record in records(_lines(file, begin)):
+        if place <= top or record in ([], [""]):
             continue
         if record is None or isinstance(record, str):
-            if header is None:
-                raise BadHeader(f"its header: {record or NOT_UTF8}")
-            yield number, record or NOT_UTF8
-        elif header is None:
-            header = record
-            if len(set(header)) < len(header):
-                raise BadHeader("its header names a column twice")
+            yield place, record or NOT_UTF8
+        elif len(record) == len(header):
+            yield place, dict(zip(header, record, strict=True))
         else:
-            if len(record) == len(header):
-                yield number, dict(zip(header, record, strict=True))
-            else:
-                yield number, f"{len(record)} columns, the header has {len(header)}"
+            yield place, f"{len(record)} columns, the header has {len(header)}"
 
 
-def _parquet(file: Path) -> Found:
+def _parquet(file: Path, begin: Place) -> Found:
     try:
         import pyarrow.parquet
     except ImportError:
         raise InputError(f"{file}: parquet needs pip install 'minidact[cluster]'") from None
     try:
-        table, line = pyarrow.parquet.ParquetFile(file), 0
-        for batch in table.iter_batches(1000):
-            for row in batch.to_pylist():  # NaN is no JSON
-                row = {
-                    k: None if isinstance(v, float) and not math.isfinite(v) else v
-                    for k, v in row.items()
-                }
-                yield (line := line + 1), row
+        table, row = pyarrow.parquet.ParquetFile(file), 0  # row: how many are before
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            if row + rows <= begin.offset:
+                row += rows
+                continue
+            for batch in table.iter_batches(1000, row_groups=[group]):
+                for columns in batch.to_pylist():
+                    if row >= begin.offset:
+                        yield Place(row, row + 1), _finite(columns)
+                    row += 1
     except pyarrow.ArrowException as error:
         raise InputError(f"{file} cannot be read: {error}") from None
+
+
+def _finite(columns: Columns) -> Columns:
+    """NaN is no JSON: such a number becomes null."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in columns.items()
+    }
 
 
 NOT_UTF8 = "not valid UTF-8"

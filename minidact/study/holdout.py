@@ -12,6 +12,7 @@ stays only if a sentence that stays has it, too.
 import argparse
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def containing(texts: Iterable[str]) -> dict[str, list[str]]:
         part = f" {text} "
         parents[text] = [s for s in having[tuple(words[:2])] if part in f" {s} "]
         if not parents[text]:
-            for key in {(word,) for word in words} | set(zip(words, words[1:], strict=False)):
+            for key in {(word,) for word in words} | set(pairwise(words)):
                 having[key].append(text)
     return parents
 
