@@ -39,11 +39,11 @@ FOLDERS = {
         {"record"}, {"dact", "planning", "token_gates", "selection"}, {"exits"}, {"__init__"},
     ],
     "fast": [
-        {"threads"}, {"jit"}, {"fork"}, {"__init__"}, {"special", "tile"}, {"gemm"},
+        {"threads"}, {"host"}, {"jit"}, {"fork"}, {"__init__"}, {"special", "tile"}, {"gemm"},
         {"int8", "attention"}, {"kernels"}, {"decisions"}, {"packed"}, {"packed_int8"}, {"layers"},
     ],
     "train": [{"start", "guide", "teach"}, {"learn"}, {"__main__"}],
-    "study": [{"sweep", "scores", "risk"}, {"certify"}, {"__main__"}],
+    "study": [{"sweep", "scores", "risk", "holdout"}, {"certify"}, {"__main__"}],
     "bulk": [{"rows"}, {"part"}, {"__main__"}],
     "plot": [{"__init__"}, {"__main__"}],
     "bench": [{"peers", "limits"}, {"contenders"}, {"workers"}, {"cases"}, {"__main__"}],

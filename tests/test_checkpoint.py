@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from minidact import InputError, Model, checkpoint, files, network, tensors
 from minidact.config import Config
-from minidact.fast import jit
+from minidact.fast import host
 from minidact.mechanisms.exits import Halting
 
 TEXTS = ["the good film!", "bad."]
@@ -84,7 +84,7 @@ def test_what_answers_is_never_widened_as_a_whole(tiny, tmp_path):
     made = [name for name, array in model.params.data.items() if array is not None]
     assert made
     assert not [name for name in made if ".layer." in name and "LayerNorm" not in name]
-    assert ("bert.embeddings.word_embeddings.weight" in made) != jit.HALVES
+    assert ("bert.embeddings.word_embeddings.weight" in made) != host.HALVES
     name = "bert.encoder.layer.0.output.dense.weight"
     assert model.params.stored(name).dtype == np.float16
     assert not model.params.stored(name).flags.writeable

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from networks import random_batch, random_params, small_config
 
 from minidact import InputError, Model, hard, ops, ragged
-from minidact.fast import int8, jit
+from minidact.fast import host, int8, jit
 from minidact.fast.layers import Reference, layers_for
 from minidact.fast.packed_int8 import EncoderInt8
 from minidact.mechanisms.exits import Halting
@@ -134,7 +134,7 @@ def test_bits_that_can_be_wanted():
         assert [p.probs for p in Model.from_pretrained(bits=bits)(REVIEWS[:3])] == exact
     kinds = {32: np.float32, 16: np.uint16}
     for bits, kind in kinds.items():
-        if bits == 32 or jit.HALVES:
+        if bits == 32 or host.HALVES:
             assert Model.from_pretrained(bits=bits).layers.packed(0)[0].dtype == kind
     for bits in (7, "many", 8.5):
         with pytest.raises(InputError, match=r"bits is .*; there are: 32, 16, 8"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minidact import ops
 from minidact.fast import gemm, kernels
-from minidact.fast.jit import HALVES
+from minidact.fast.host import HALVES
 
 sizes = st.integers(1, 40)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from networks import random_params, small_config
 
 from minidact import bert, ops, ragged
-from minidact.fast import jit
+from minidact.fast import host
 from minidact.fast.packed import Encoder
 
 
@@ -39,7 +39,7 @@ def run(encoder, x, offsets):
 def test_packed_layers_are_the_layers(seed, offsets, halves):
     rng = np.random.default_rng(seed)
     encoder, params = encoder_and_params(rng, halves)
-    assert encoder.packed(0)[0].dtype == (np.uint16 if halves and jit.HALVES else np.float32)
+    assert encoder.packed(0)[0].dtype == (np.uint16 if halves and host.HALVES else np.float32)
     x = rng.standard_normal((offsets[-1], encoder.config.hidden_size)).astype(np.float32)
     got, received = run(encoder, x, offsets)
     expected = x.astype(np.float64)
@@ -94,7 +94,7 @@ def test_other_vector_widths():
                 **({"MINIDACT_INT8": "pairs"} if width == 4 else {}),
             },
         )
-        for width in {16, 8, 4} - {jit.WIDTH}
+        for width in {16, 8, 4} - {host.WIDTH}
     }  # fmt: skip
     for width, process in processes.items():
         out, _ = process.communicate()
@@ -103,7 +103,7 @@ def test_other_vector_widths():
 
 def test_an_unknown_width_is_refused():
     result = subprocess.run(
-        [sys.executable, "-c", "import minidact.fast.jit"],
+        [sys.executable, "-c", "import minidact.fast.host"],
         env={**os.environ, "MINIDACT_VECTOR_WIDTH": "7"},
         capture_output=True,
         text=True,

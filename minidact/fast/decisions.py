@@ -16,7 +16,8 @@ from ..ragged import Batch
 from ..tensors import stored
 from . import kernels
 from .gemm import PANEL, linear_packed, multiply, panels_of_rows, starts_of, widened
-from .jit import HALVES, jit
+from .host import HALVES
+from .jit import jit
 from .special import exp
 
 F = np.float32

@@ -49,7 +49,8 @@ from numba.extending import intrinsic
 
 from .. import ops
 from . import special, tile
-from .jit import WIDTH, jit
+from .host import WIDTH
+from .jit import jit
 from .tile import AHEAD, LINE, PANEL, TILE
 
 NEAR = 600_000  # bytes of A that stay in the L2 cache

@@ -47,7 +47,8 @@ from .. import ops
 from ..errors import known
 from . import tile
 from .gemm import address, blocks_of, gelu_block, multiply_add, share_of, starts_of
-from .jit import HOST, WIDTH, jit
+from .host import HOST, WIDTH
+from .jit import jit
 from .tile import AHEAD, PANEL, TILE
 
 F = np.float32

@@ -1,4 +1,4 @@
-"""How the kernels are compiled: Numba's flags, the host's vectors, and where machine code is kept.
+"""How the kernels are compiled: Numba's flags, and where machine code is kept.
 
 Numba's own cache on disk looks at the age of one source file. Our kernels call each other across
 files, so machine code lies in a directory named after the content of every file in this folder, the
@@ -8,7 +8,6 @@ for something else. So a kernel belongs in this folder, and need not be listed a
 
 import hashlib
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -22,41 +21,19 @@ from llvmlite import binding
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.sigutils import normalize_signature
 
-from ..errors import InputError
 from ..files import locked
 from ..signals import later
+from .host import WIDTH
 
 REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order; NaN, inf stay
-
-
-def _vector_width() -> int:
-    """How many float32 one vector register holds: 16 (AVX-512), 8 (AVX2) or 4.
-
-    MINIDACT_VECTOR_WIDTH forces another one, for tests.
-    """
-    forced = os.environ.get("MINIDACT_VECTOR_WIDTH")
-    if forced is not None:
-        if forced not in ("16", "8", "4"):
-            raise InputError(f"MINIDACT_VECTOR_WIDTH is {forced!r}; there are: 16, 8, 4")
-        return int(forced)
-    return 16 if HOST.get("avx512f") else 8 if HOST.get("avx2") and HOST.get("fma") else 4
-
-
-HOST = binding.get_host_cpu_features()
-WIDTH = _vector_width()
-if WIDTH == 16 and not numba.config.CPU_FEATURES:
-    # where LLVM chooses the vectors, it prefers 256 bits on processors that had to slow down for
-    # 512; the products use 512 anyway, and the loops around them gain up to a fifth
-    numba.config.CPU_FEATURES = HOST.flatten() + ",-prefer-256-bit"
-# can the processor itself widen float16 to float32?
-HALVES = bool(HOST.get("f16c")) or platform.machine().lower() in ("arm64", "aarch64")
 
 
 def _cache_directory() -> str | None:
     """The first of these that can be written to; None: machine code is not kept."""
     here = Path(__file__).parent
     content = [file.read_bytes() for file in sorted(here.glob("*.py"))]
-    content.append(f"{numba.__version__} {binding.get_host_cpu_name()}".encode())
+    processor = f"{binding.get_host_cpu_name()} {numba.config.CPU_FEATURES}"
+    content.append(f"{numba.__version__} {processor}".encode())
     version = hashlib.sha256(b"".join(content)).hexdigest()[:12]
     forced = os.environ.get("MINIDACT_INT8", "")  # int8.py: what the machine code multiplies with
     name = f"minidact-{sys.implementation.cache_tag}-{WIDTH}{forced}-"

@@ -19,7 +19,8 @@ from ..tensors import stored
 from . import kernels
 from .decisions import Decisions
 from .gemm import PANEL, aligned, linear_packed, pack, starts_of
-from .jit import HALVES, jit
+from .host import HALVES
+from .jit import jit
 
 
 class Encoder(Decisions):

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from .jit import WIDTH
+from .host import REGISTERS, WIDTH
 
 PANEL = 2 * WIDTH  # columns of a panel, and of a tile
-TILE = 12 if WIDTH == 16 else 6  # rows of a tile, at most
+TILE = 12 if REGISTERS == 32 else 6  # rows of a tile, at most
 AHEAD = 64  # a tile that holds all rows prefetches so many steps ahead
 LINE = 64  # bytes of a cache line
 
