@@ -11,8 +11,10 @@ from .errors import InputError
 
 try:
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+
+    LOCKS = True
+except ImportError:  # on Windows
+    LOCKS = False
 
 
 def make_directory(name: str | os.PathLike[str]) -> Path:
@@ -61,18 +63,21 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Holds a file or directory as long as the block lasts; other processes wait for it.
 
     A file is made if it is not there. With wait=False, raises BlockingIOError if another process
-    holds it. Where the file system has no locks, the block runs without one.
+    holds it. Where the file system has no locks, or the system none of this kind (Windows), the
+    block runs without one.
     """
+    if not LOCKS:
+        yield
+        return
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     handle = os.open(path, flags, 0o644)
     try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise
-            except OSError:
-                pass
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
         yield
     finally:
         os.close(handle)

@@ -69,7 +69,8 @@ def load_fast(slow: Model, how: dict[str, Any], bits: int | None) -> Model:
     if jit.is_on() and threads.are_slow():
         print(
             "note: Numba finds neither OpenMP nor TBB here, and wakes threads ten times slower "
-            "without them, which short texts feel; installing libgomp (or tbb) mends it",
+            "without them, which short texts feel; installing OpenMP (libgomp, on macOS libomp) or "
+            "tbb mends it",
             file=sys.stderr,
         )
     return model

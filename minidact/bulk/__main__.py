@@ -104,11 +104,12 @@ def check_manifest(out: Path, told: dict[str, Any], parts: list[Part]) -> None:
 
     Files may come along. Those that were there must be as they were, and in the same place.
     """
-    place, files, told = out / MANIFEST, {}, json.loads(json.dumps(told))
+    place, told = out / MANIFEST, json.loads(json.dumps(told))
+    files: dict[str, dict[str, Any]] = {}
     for part in parts:
-        file = {"answers": str(part.out.parent.relative_to(out.absolute()))}
+        about = {"answers": str(part.out.parent.relative_to(out.absolute()))}
         rows = files.get(str(part.file), {"rows": 0})["rows"] + part.rows
-        files[str(part.file)] = file | {"rows": rows, "bytes": part.file.stat().st_size}
+        files[str(part.file)] = about | {"rows": rows, "bytes": part.file.stat().st_size}
     if place.exists():
         try:
             before = json.loads(place.read_text())

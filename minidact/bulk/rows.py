@@ -161,7 +161,8 @@ def _csv_records(lines: Lines) -> Records:
 
     reader = csv.reader(noted(), strict=True)
     while True:
-        first, record = None, None
+        first = None
+        record: list[str] | str
         try:
             record = next(reader)
         except StopIteration:

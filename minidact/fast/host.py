@@ -6,7 +6,6 @@ What no machine here could try is said in README.md, "Processors and systems".
 import ctypes
 import os
 import platform
-import sys
 
 import numba
 from llvmlite import binding
@@ -29,11 +28,11 @@ def _features() -> dict[str, bool]:
 
 
 def _dot_product() -> bool:
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         libc = ctypes.CDLL(None)
         libc.getauxval.restype = ctypes.c_ulong
         return bool(libc.getauxval(ctypes.c_ulong(AT_HWCAP)) & HWCAP_ASIMDDP)
-    return sys.platform == "darwin"  # every Arm processor of Apple's computers has them
+    return platform.system() == "Darwin"  # every Arm processor of Apple's computers has them
 
 
 def _vector_width() -> int:
