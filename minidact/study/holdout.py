@@ -84,9 +84,9 @@ def main() -> None:
     examples = read_examples(o.data)
     lines = Path(o.data).read_bytes().splitlines(keepends=True)
     texts = [" ".join(text.split()) for text in examples.texts]
+    parts = split(texts, o.certify, o.choose, o.seed)
     out = make_directory(o.out)
-    names = ("certify.tsv", "choose.tsv", "train.tsv")
-    for name, rows in zip(names, split(texts, o.certify, o.choose, o.seed), strict=True):
+    for name, rows in zip(("certify.tsv", "choose.tsv", "train.tsv"), parts, strict=True):
         write_file(out / name, b"".join([lines[0]] + [lines[examples.lines[i] - 1] for i in rows]))
         print(f"{out / name}: {len(rows)} rows")
 
