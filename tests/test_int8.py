@@ -124,8 +124,6 @@ def test_the_model_that_ships_answers_alike():
     for model in (full, eight):  # infer asks this before it says that it will compile
         assert jit.is_compiled(model.layers.KERNEL) == jit.is_kept()
     assert full.layers.KERNEL != eight.layers.KERNEL
-    plain = run("infer", "--bits", 8, "--json", REVIEWS[0])
-    assert f'"label": "{eight(REVIEWS[0]).label}"' in plain.stdout, plain.stderr
 
 
 def test_bits_that_can_be_wanted():
@@ -139,6 +137,12 @@ def test_bits_that_can_be_wanted():
     for bits in (7, "many", 8.5):
         with pytest.raises(InputError, match=r"bits is .*; there are: 32, 16, 8"):
             Model.from_pretrained(TINY, bits=bits)
+
+
+def test_the_command_takes_bits():
+    plain = run("infer", "--bits", 8, "--json", REVIEWS[0])
+    label = Model.from_pretrained(bits=8)(REVIEWS[0]).label
+    assert f'"label": "{label}"' in plain.stdout, plain.stderr
     assert run("infer", "--bits", 7, "a").returncode == 2
 
 
