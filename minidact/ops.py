@@ -282,6 +282,9 @@ def first_rows_backward(dout, cache):
     return dx
 
 
+MOST_AHEAD = 30  # e^30 = 10^13: what a token with gate 0 may be ahead of all others
+
+
 def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
     """Returns multi-head attention within every sentence: out (T, C), received (T,), a cache.
 
@@ -291,7 +294,9 @@ def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
 
         P_qk = g_k e_qk,    e_qk = exp(s_qk) / sum_j g_j exp(s_qj)
 
-    A token with gate 0 gets no attention, as if it had been removed. Gates of 1 change nothing.
+    A token with gate 0 gets no attention, as if it had been removed. Gates of 1 change nothing. e
+    of such a token, which only the gates' gradient sees, is taken as if its score were at most
+    MOST_AHEAD above all others: more than that, and the others' would be lost in float32.
 
     received is the attention that each token got from the other tokens, before dropout. It is
     summed over heads and over queries, each query times its gate. No gradient goes through it.
@@ -306,9 +311,11 @@ def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
     weights = np.empty(attention_size(offsets, num_heads), qkv.dtype)
     for rows, flat in _blocks(offsets, num_heads):
         q, k, v = _heads(qkv[rows], 3 * num_heads).reshape(3, num_heads, -1, size // num_heads)
-        weight, _ = softmax_forward(q @ k.transpose(0, 2, 1) * scale)  # (H, n, n)
         g = np.ones(1, qkv.dtype) if gates is None else gates[rows]
-        weight = weight / (weight * g).sum(-1, keepdims=True) if gates is not None else weight
+        score = q @ k.transpose(0, 2, 1) * scale  # (H, n, n)
+        top = np.where(g > 0, score, -np.inf).max(-1, keepdims=True)
+        weight = np.exp(np.minimum(score - top, qkv.dtype.type(MOST_AHEAD)))
+        weight = weight / (weight * g).sum(-1, keepdims=True)
         weights[flat] = weight.transpose(0, 2, 1).ravel()
         weight = weight * g
         got = weight * g[:, None]  # each query counts as much as its gate

@@ -8,11 +8,14 @@ from .errors import known
 
 SCHEDULES = ("linear", "constant")
 
+# two moments of every parameter, and how many steps there were before its first gradient
+Moments = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, int]]
 
-def zero_moments(params: dict) -> tuple[dict, dict]:
+
+def zero_moments(params: dict) -> Moments:
     """AdamW's two moments, at zero."""
     first, second = ({name: np.zeros_like(p) for name, p in params.items()} for _ in range(2))
-    return first, second
+    return first, second, {}
 
 
 def gradient_norm(grads: dict, calc) -> float:
@@ -33,7 +36,7 @@ def decays(name: str) -> bool:
 def adamw(
     params: dict,
     grads: dict,
-    moments: tuple[dict, dict],
+    moments: Moments,
     step: int,
     rates: dict[str, float],
     calc,
@@ -46,13 +49,15 @@ def adamw(
     """One step (Loshchilov & Hutter, arXiv 1711.05101), in place on params and moments.
 
     step counts from 1; rates: the learning rate of each parameter; scale: see clip_scale. What has
-    no gradient stays as it is.
+    no gradient stays as it is. The moments' start at zero is corrected by the steps since a
+    parameter's first gradient.
     """
-    first, second = moments
+    first, second, before = moments
     for name, grad in grads.items():
+        own_step = step - before.setdefault(name, step - 1)
         p, decay = params[name], weight_decay if decays(name) else 0.0
         calc.adamw_update(
-            p, grad, first[name], second[name], step, rates[name], *betas, eps, decay, scale
+            p, grad, first[name], second[name], own_step, rates[name], *betas, eps, decay, scale
         )
 
 

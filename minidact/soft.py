@@ -83,7 +83,7 @@ def soft_backward(cache) -> dict[str, np.ndarray]:
             return grads
     else:
         dsummaries[-1] = bert.classifier_loss_backward(dlosses, head_cache, grads, net.calc)
-    if "planning" in carried:
+    if "planning" in carried and (prices["planning"].layer_cost or walk[-2] is None):
         dpi = planning.cost_backward(prices["planning"].layer_cost, costs["layers"])
     if "tokens" in carried:
         dgates = token_gates.l1_backward(prices["tokens"].token_cost, costs["tokens"])
@@ -206,7 +206,7 @@ def _walk_backward(dsummaries, slopes, cache, grads):
                 ds = planning.planner_backward(dpi_l[:, None], plan_cache, grads, calc)
                 dsummaries[layer] = bert.added(dsummaries[layer], ds)
         s_cache = s_before
-    if path_cache is not None:
+    if dplans and path_cache is not None:
         dpi = np.stack(dplans[::-1], 1)  # (B, L - 1)
         (dpi,) = _added_up([dpi], samples)
         dsummaries[0] = planning.planner_backward(dpi, path_cache, grads, calc)

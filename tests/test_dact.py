@@ -162,6 +162,15 @@ def test_the_terms_are_means_of_the_sentences():
     assert terms == pytest.approx(means)
 
 
+def test_a_layer_that_was_left_out_costs_nothing():
+    rng = np.random.default_rng(1)
+    z, h = rng.standard_normal((3, 1, 2)), rng.random((3, 1))
+    (y, _), u = ops.softmax_forward(z), np.array([[1.0], [0.0], [1.0]])
+    for kind, per_layer in (("p", [h[0, 0], h[0, 0] * h[2, 0]]), ("h", [h[0, 0], h[2, 0]])):
+        _, terms, _ = dact.loss_forward(z, y, h, u, np.array([0]), Prices(ponder=kind))
+        assert terms["ponder"] == pytest.approx(sum(per_layer))
+
+
 def test_lead():
     np.testing.assert_allclose(dact.lead([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]]), [0.2, 1.0])
 

@@ -210,13 +210,17 @@ def test_the_gradient_goes_straight_through(rng, monkeypatch):
     assert len(seen["dpi"]) == 2
 
 
-def test_while_exploring_a_planner_learns_nothing(rng):
-    config = small_config(layers=3, planning=Planning(width=3))
+@pytest.mark.parametrize("planner", planning.PLANNERS)
+def test_while_exploring_a_planner_learns_nothing(planner, rng):
+    config = small_config(layers=3, planning=Planning(planner, 3))
     params, batch = random_params(config, rng), random_batch(np.array([0, 2, 5]), config, rng)
     net, blind = Network(params, config, rng=rng), prices(explore=0.5)
     cache = soft.soft_forward(net, batch, np.array([0, 1]), blind)[-1]
     grads = soft.soft_backward(cache)
-    assert all(not g.any() for name, g in grads.items() if name.startswith("planning."))
+    assert not any(name.startswith("planning.") for name in grads)
+    blind = prices(explore=0.5, layer_cost=0.3)
+    cache = soft.soft_forward(net, batch, np.array([0, 1]), blind)[-1]
+    assert any(name.startswith("planning.") for name in soft.soft_backward(cache))
 
 
 def test_layers_are_drawn_with_the_planners_probability(rng):
@@ -271,6 +275,22 @@ def test_a_gate_of_0_is_the_same_as_removing_the_row(calc, rng):
     qkv[[3, 7, 8, 39, 42]] = 5  # nobody looks there
     again, _, _ = calc.attention_forward(qkv, offsets, 2, None, gates)
     np.testing.assert_allclose(again[rows], out[rows], **tolerance)
+
+
+@pytest.mark.parametrize("calc", [ops, kernels])
+def test_a_closed_key_may_be_ahead_of_all_open_ones(calc, rng):
+    """By 300 here: in float32, e^-300 is 0."""
+    qkv = np.zeros((5, 6), np.float32)
+    qkv[:, 0], qkv[:, 2:] = 1, rng.standard_normal((5, 4))
+    qkv[:, 2], gates = [0, 0, 600, 0, -600], np.array([1, 1, 0, 0.5, 1], np.float32)
+    out, _, cache = calc.attention_forward(qkv, np.array([0, 5]), 1, None, gates)
+    for q in range(5):
+        np.testing.assert_allclose(
+            out[q], (qkv[0, 4:] + qkv[1, 4:] + qkv[3, 4:] / 2) / 2.5, rtol=1e-5
+        )
+    dqkv, dgates = calc.attention_backward(np.ones_like(out), cache)
+    assert np.isfinite(dqkv).all()
+    assert np.isfinite(dgates).all()
 
 
 def test_attention_is_summed_over_heads(rng):

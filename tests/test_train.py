@@ -10,13 +10,17 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, run
+from networks import prices, random_batch, random_params, small_config
 from safetensors.numpy import save_file
 from training import arguments, same, weights
 
 from minidact import Model, ops, optim
-from minidact.mechanisms import dact
+from minidact.mechanisms import dact, token_gates
+from minidact.mechanisms.token_gates import TokenGates
+from minidact.network import Network
 from minidact.options import training_options
 from minidact.train import start
+from minidact.train.learn import learn
 
 
 @pytest.mark.parametrize("use", ["", "halting", "halting,planning,tokens"])
@@ -278,6 +282,44 @@ def test_schedule():
     assert 0 < rates[-1] < 0.02
     assert optim.schedule(0, 10, 0.0) == 1
     assert optim.schedule(9, 10, 0.0, "constant") == 1
+
+
+def test_moments_are_corrected_by_a_parameters_own_steps():
+    """A gradient that comes late moves its parameter as one that was there at first."""
+    rates, g = {"a": 0.1, "b": 0.1}, np.array([0.3])
+    moved = {}
+    for first in (1, 50):
+        params = {"a": np.zeros(1), "b": np.zeros(1)}
+        moments = optim.zero_moments(params)
+        for step in range(1, 53):
+            grads = {"a": g, "b": g} if step >= first else {"a": g}
+            if step < first + 3:
+                optim.adamw(params, grads, moments, step, rates, ops, weight_decay=0.0)
+        moved[first] = params["b"][0]
+    assert moved[1] == moved[50] == pytest.approx(-0.3)
+
+
+def test_what_no_longer_moves_is_not_clipped_with_the_rest(rng):
+    """Gates that are set have a gradient, which took its share of the norm that is clipped."""
+    config = small_config(tokens=TokenGates(3))
+    batch = random_batch(np.array([0, 4, 9]), config, rng)
+    drawn, after = random_params(config, rng), {}
+    for cost in (0.0, 1e6):
+        params = {name: p.copy() for name, p in drawn.items()}
+        rates = dict.fromkeys(params, 0.1) | {token_gates.NAME: 0.0}
+        costly = prices(token_cost=cost)
+        learn(
+            Network(params, config),
+            batch,
+            np.array([0, 1]),
+            costly,
+            optim.zero_moments(params),
+            0,
+            rates,
+        )
+        after[cost] = params
+    assert same(after[0.0], after[1e6])
+    assert not same(after[0.0], drawn)
 
 
 def test_clipping():

@@ -17,32 +17,35 @@ import math
 import numpy as np
 from numba import prange
 
-from ..ops import attention_size
+from ..ops import MOST_AHEAD, attention_size
 from .gemm import PANEL, aligned, multiply_panels, panels_of_columns, panels_of_rows
 from .jit import jit
-from .special import exp2_of_negative
+from .special import exp2
 
 QUERIES = 3 * PANEL  # queries side by side, at most: their arrays then stay in the cache
 F = np.float32
 LOG2_E = F(math.log2(math.e))
+AHEAD_IN_BITS = F(MOST_AHEAD) * LOG2_E
 
 
 @jit()
-def _softmax(score, queries, scale, received):
+def _softmax(score, queries, scale, gates, received):
     """Replaces the first `queries` columns of score (keys, width) by softmax(scale column).
 
-    The other columns become 0. received (keys,) grows by the sum of each row.
+    The other columns become 0. received (keys,) grows by the sum of each row. gates: of size 0, or
+    (keys,): keys with gate 0 do not count for the largest score, but may be ahead of it.
     """
     width, in_bits = score.shape[1], scale * LOG2_E  # e^x is 2^(x log2 e)
     top, share = np.full(width, F(-np.inf)), np.zeros(width, np.float32)
     for j in range(len(score)):
         row = score[j]
-        for q in range(width):
-            top[q] = max(top[q], row[q])
+        if len(gates) == 0 or gates[j] > 0:
+            for q in range(width):
+                top[q] = max(top[q], row[q])
     for j in range(len(score)):
         row = score[j]
         for q in range(width):
-            row[q] = exp2_of_negative((row[q] - top[q]) * in_bits)
+            row[q] = exp2(min((row[q] - top[q]) * in_bits, AHEAD_IN_BITS))
             share[q] += row[q]
     for q in range(width):
         share[q] = F(1.0) / share[q] if q < queries else F(0.0)
@@ -182,7 +185,7 @@ def _attend_head(qkv, rows, column, size, drop, gates, scale, out, received, wei
         width = len(queries) * PANEL
         weight = aligned(n * width).reshape(n, width)
         multiply_panels(keys, queries, weight[:, :width])
-        _softmax(weight, j - i, scale, ungated if len(gates) > 0 else received)
+        _softmax(weight, j - i, scale, gates, ungated if len(gates) > 0 else received)
         if len(gates) > 0:
             _gate(weight, j - i, gates, i, received)
         else:

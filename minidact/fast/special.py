@@ -47,8 +47,8 @@ def exp(x):
 
 
 @jit(fastmath={"contract"})
-def exp2_of_negative(x):
-    """Returns 2^x for a float32 that is not above 0, to 2e-7; below -126 2^-126; NaN stays NaN.
+def exp2(x):
+    """Returns 2^x for a float32 below 127, to 2e-7; below -126 2^-126; NaN stays NaN.
 
     A softmax needs no more, and gets along with half of what exp does. The polynomial of degree 5
     was fitted for this file, to a relative error of 8e-8, for a remainder of at most 1/2.

@@ -14,7 +14,7 @@ The answers are averaged, each weighted by the doubt that the layers before it l
 
 In training all layers run, so every gradient is exact, and what is minimised is
 
-    rho = sum_n p_n                                                   what thinking costs
+    rho = sum_n u_n p_n                    what thinking costs; u_n: did layer n run (1) or not (0)
     loss = -log a_L[label] + tau rho + alpha mean_n CE(y_n, label)    the last term is ours
 
 In inference a sentence stops as soon as the layers that are left could not change its class any
@@ -175,7 +175,6 @@ def answer_loss_backward(dlosses, cache):
 def ponder_cost_forward(p, h, kind="p"):
     """p, h (L, B) -> rho (B,), the sum over layers of p_n (kind "p", the paper's) or of h_n ("h").
 
-    A layer that planning left out counts like any other: leaving it out does not make it certain.
     Raises InputError for another kind.
     """
     known("ponder", kind, PONDER)
@@ -228,21 +227,23 @@ def loss_forward(z, y, h, u, labels, prices):
     """
     a, p, sum_cache = accumulate_forward(y, h, u)
     answer, answer_cache = answer_loss_forward(a, labels)
-    ponder, ponder_cache = ponder_cost_forward(p, h, prices.ponder)
+    ran = np.ones_like(h) if u is None else u  # a layer that planning left out costs nothing
+    ponder, ponder_cache = ponder_cost_forward(ran * p, ran * h, prices.ponder)
     heads, heads_cache = heads_loss_forward(z, targets(y, labels, prices.distill))
     losses = answer + prices.tau * ponder + prices.alpha * heads
     terms = {"answer": answer.mean(), "ponder": ponder.mean(), "heads": heads.mean()}
-    return losses, terms, (prices, sum_cache, answer_cache, ponder_cache, heads_cache)
+    caches = (sum_cache, answer_cache, (ran, p, h, ponder_cache), heads_cache)
+    return losses, terms, (prices, *caches)
 
 
 def loss_backward(dlosses, cache):
     """dlosses (B,) -> dz, dy (L, B, Y), dh, du (L, B)."""
-    prices, sum_cache, answer_cache, ponder_cache, heads_cache = cache
+    prices, sum_cache, answer_cache, (ran, p, h, ponder_cache), heads_cache = cache
     dz = heads_loss_backward(prices.alpha * dlosses, heads_cache)
-    dp, dh_direct = ponder_cost_backward(prices.tau * dlosses, ponder_cache)
+    dp_ran, dh_ran = ponder_cost_backward(prices.tau * dlosses, ponder_cache)
     da = answer_loss_backward(dlosses, answer_cache)
-    dy, dh, du = accumulate_backward(da, dp, sum_cache)
-    return dz, dy, dh + dh_direct, du
+    dy, dh, du = accumulate_backward(da, ran * dp_ran, sum_cache)
+    return dz, dy, dh + ran * dh_ran, du + p * dp_ran + h * dh_ran
 
 
 # ---------------------------------------------------------------------------- when to stop

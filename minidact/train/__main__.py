@@ -59,7 +59,7 @@ class Progress(NamedTuple):
     """
 
     average: dict[str, np.ndarray]
-    moments: tuple[dict, dict]
+    moments: optim.Moments
     done: int
     best: float
     taught: np.ndarray | None = None
@@ -248,7 +248,9 @@ class Run:
 
     def save_state(self) -> None:
         tensors = {f"params/{name}": array for name, array in self.params.items()}
-        for kind, moments in zip(("average", "m", "v"), (self.average, *self.moments), strict=True):
+        for kind, moments in zip(
+            ("average", "m", "v"), (self.average, *self.moments[:2]), strict=True
+        ):
             tensors |= {f"{kind}/{name}": array for name, array in moments.items()}
         if self.taught is not None:
             tensors["taught/answers"] = self.taught
@@ -256,6 +258,7 @@ class Run:
             "done": str(self.done), "best": str(self.best),
             "options": json.dumps(vars(self.options)), "config": json.dumps(self.config.to_dict()),
             "new": json.dumps(self.new), "tokenizer": self.tokenizer.to_str(),
+            "before": json.dumps(self.moments[2]),
         }  # fmt: skip
         state = safetensors.numpy.save(tensors, about)
         self.save(files.write_file, Path(self.options.out) / STATE, state)
@@ -287,14 +290,16 @@ def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
         options = argparse.Namespace(**json.loads(about["options"]))
         config = Config.from_dict(json.loads(about["config"]))
         tokenizer = Tokenizer.from_str(about["tokenizer"])
-        new, done, best = json.loads(about["new"]), int(about["done"]), float(about["best"])
+        new, before = json.loads(about["new"]), json.loads(about["before"])
+        done, best = int(about["done"]), float(about["best"])
     except FileNotFoundError:
         raise InputError(f"{out} holds no unfinished run ({STATE}) to go on with") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{out / STATE} is damaged: {error}") from None
     options.out = str(out)  # it may have been moved
     start = Start(config, parts["params"], new, tokenizer)
-    moments, taught = (parts["m"], parts["v"]), parts["taught"].get("answers")
+    moments = (parts["m"], parts["v"], before)
+    taught = parts["taught"].get("answers")
     return options, start, Progress(parts["average"], moments, done, best, taught)
 
 

@@ -42,7 +42,7 @@ def follows_guide(net: Network, prices: dict) -> bool:
 
 
 def learn(
-    net: Network, batch: Batch, labels, prices: dict | None, moments: tuple[dict, dict], step: int,
+    net: Network, batch: Batch, labels, prices: dict | None, moments: optim.Moments, step: int,
     rates: dict[str, float], weight_decay: float = 0.01,
 ) -> dict[str, Any]:  # fmt: skip
     """One step, counted from 0: forward, backward, clip, AdamW, in place; the loss's terms.
@@ -54,6 +54,7 @@ def learn(
     scores = guide.scores(net, batch, labels) if follow else None
     _, terms, cache = soft.soft_forward(net, batch, labels, prices, scores)
     grads = soft.soft_backward(cache)
+    grads = {name: g for name, g in grads.items() if rates[name]}  # gates that are set are done
     norm = optim.gradient_norm(grads, net.calc)
     for what, value in (("loss", terms["loss"]), ("gradient's norm", norm)):
         if not np.isfinite(value):
