@@ -47,6 +47,8 @@ def test_rules_on_answers_made_by_hand():
     assert stops("patience", 2) == [3, 3, 4]
     assert stops("cumulated", 0.5) == [1, 3, 4]  # 1 - 0.1;  1 - 0.9 0.9 0.1;  1 - 0.9^3 = 0.27
 
+    assert stops("certain", 0.85) == [1, 3, 4]  # 1 - h
+
     in_a_row = RULES["patience"].stop(Known(y[:, ::-1], h[:, ::-1], None, None), 2)
     assert in_a_row.tolist() == [False, True, True]  # each sentence for itself
 
@@ -73,7 +75,7 @@ def test_a_rule_stops_where_it_says_and_answers_with_that_head(seed, offsets, na
     answers = hard.hard_forward(net, batch, Knobs(("halting",), rule=name))
     for b, ran in enumerate(answers.layers_run.sum(1)):
         np.testing.assert_allclose(answers.probs[b], y[ran - 1, b])
-        if name != "cumulated":  # which reads h
+        if name not in ("cumulated", "certain"):  # which read h
             seen = [Known(y[:n, [b]], None, None, None) for n in range(1, ran + 1)]
             stops = [rule.stop(known, rule.knob.usual)[0] for known in seen]
             assert stops == [False] * (ran - 1) + [True] or ran == 4
@@ -134,6 +136,13 @@ def test_depth_weights_and_prior():
     losses, _, _ = HEADS["fastbert"].forward(z, y, h, None, labels, exits.Prices())
     imitated = -(y[-1] * np.log(y[:-1])).sum(2).sum(0)
     np.testing.assert_allclose(losses, (imitated + ce[-1]) / 3)
+    # BERxiT's h learns whether y is wrong; its last head counts as much again as all together
+    losses, _, _ = HEADS["berxit"].forward(z, y, h, None, labels, exits.Prices())
+    np.testing.assert_allclose(losses, ce[-1] / 2 + ce.mean(0) / 2 + 0.25)
+    sure = np.where(y.argmax(2) == labels, 0.2, 0.9)
+    less, _, _ = HEADS["berxit"].forward(z, y, sure, None, labels, exits.Prices())
+    off = np.where(y.argmax(2) == labels, 0.04, 0.01).mean(0)
+    np.testing.assert_allclose(losses - less, 0.25 - off)
     assert {name for name in HEADS if HEADS[name].frozen} == {"deebert", "fastbert"}
 
 
@@ -232,7 +241,9 @@ def calibrated(tmp_path_factory):
 def test_sweep_covers_every_mechanism_and_neighbour(calibrated):
     directory, result = calibrated
     carried = Model.from_pretrained(directory).config.mechanisms
-    assert set(result["areas"]) >= {*carried, *NEIGHBOURS}
+    own = {name for name, rule in RULES.items() if rule.own}  # these need heads of their own
+    assert set(result["areas"]) >= {*carried, *NEIGHBOURS} - own
+    assert not own & set(result["areas"])
     for point in result["points"]:
         assert 0 < point["macs_fraction"] <= 1.1
         assert 0 <= point["value"] <= 1

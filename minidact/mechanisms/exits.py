@@ -11,6 +11,7 @@ h (n, B) of every layer so far; or, for DACT's, the margin (B,) of its answer an
     uncertainty  H(y_n) / log classes <= speed: FastBERT (Liu et al., arXiv 2004.02178)
     cumulated    q_1 + .. + q_n >= a share, 1/2 in PALBERT's Q-exit (Balagansky, Gavrilov; arXiv
                  2204.03276), for heads trained as a PonderNet (Banino et al., arXiv 2107.05407)
+    certain      1 - h_n >= a share, for heads trained as BERxiT's (Xin et al., EACL 2021)
 
 DACT answers with a_n, its neighbours with y_n of the layer that stopped. With two classes
 confidence, entropy and uncertainty are one rule on three scales.
@@ -23,6 +24,8 @@ differs between methods:
     fastbert     (CE(y_L) + sum_{n<L} CE(y_n, y_L)) / L: heads imitate the last; backbone frozen
     pabee        sum_n n CE(y_n) / sum_n n
     pondernet    sum_n q_n CE(y_n) + beta KL(q || geometric), q_n = (1 - h_n) h_1 .. h_{n-1}
+    berxit       CE(y_L) / 2 + mean_n CE(y_n) / 2 + mean_n (1 - h_n - r_n)^2, r_n: is y_n right?
+                 (the authors take the first two in turn; this is what they do in the mean)
 
 PonderNet takes the mean of the losses, so every y_n must be right by itself; DACT takes the loss of
 the mean, so only their average must. The last head is trained with the others: the authors of
@@ -89,6 +92,10 @@ def cumulated(known: Known, share: float):
     return 1 - np.prod(known.h, 0) >= share  # q_1 + .. + q_n = 1 - h_1 .. h_n
 
 
+def certain(known: Known, share: float):
+    return 1 - known.h[-1] >= share
+
+
 def _entropy(y):
     return -(y * np.log(np.maximum(y, TINY))).sum(-1)
 
@@ -99,12 +106,14 @@ class Rule(NamedTuple):
     stop(known, knob) -> (B,) bool. knob: what it stops by; its `sweep` starts where every sentence
     stops at the first layer, so that no curve lacks its cheap end, and goes on with more and more
     work. set_by: the option that sets the knob. averages: it answers with a_n, and not with y_n.
+    own: it is only for heads that were trained for it.
     """
 
     stop: Callable[[Known, float], np.ndarray]
     knob: Knob
     set_by: str = "at"
     averages: bool = False
+    own: bool = False
 
 
 SLACK = Knob(
@@ -125,6 +134,8 @@ RULES = {
         1, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01))),
     "cumulated": Rule(cumulated, Knob(0.5, "share", sweep=(
         0, 0.001, 0.003, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95))),
+    "certain": Rule(certain, Knob(0.9, "share", sweep=(
+        0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995)), own=True),
 }  # fmt: skip
 
 
@@ -200,6 +211,21 @@ def _pondernet_backward(dlosses, cache):
     return dz, np.zeros_like(y), dh, None
 
 
+def berxit_forward(z, y, h, u, labels, prices):
+    weights = np.full(len(z), 0.5 / len(z))
+    weights[-1] += 0.5
+    losses, cache = dact.heads_loss_forward(z, dact.targets(y, labels, 0.0), weights)
+    right = y.argmax(2) == ops.one_hot(labels, y[0]).argmax(1)  # (L, B)
+    off = (1 - h) - right
+    return losses + (off * off).mean(0), {}, (y, off, cache)
+
+
+def berxit_backward(dlosses, cache):
+    y, off, cache = cache
+    dh = -2 * off * (dlosses / y.dtype.type(len(y)))
+    return dact.heads_loss_backward(dlosses, cache), np.zeros_like(y), dh, None
+
+
 class Heads(NamedTuple):
     """One way to train the heads.
 
@@ -224,6 +250,7 @@ HEADS = {
         # q starts as the prior; DACT's start would give the end most of it
         bias=lambda prices: math.log((1 - prices.prior) / prices.prior),
     ),
+    "berxit": Heads(berxit_forward, berxit_backward, "certain"),
 }  # fmt: skip
 
 

@@ -69,7 +69,8 @@ def _rules(config: Config, own: Any) -> Iterator[Point]:
     fixed and confidence.
     """
     for name, rule in RULES.items():
-        if rule.averages or not (own.averages or rule is own or name in ("fixed", "confidence")):
+        fits = (own.averages and not rule.own) or rule is own or name in ("fixed", "confidence")
+        if rule.averages or not fits:
             continue
         depths = range(1, config.num_hidden_layers + 1)
         for at in depths if name == "fixed" else rule.knob.sweep:

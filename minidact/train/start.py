@@ -36,6 +36,11 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
     """The model to start from, with the mechanisms and heads that options and labels ask for."""
     path = checkpoint.resolve(options.init)
     base = checkpoint.read_config(path)
+    if options.layers:
+        if options.layers > base.num_hidden_layers:
+            there = f"--init has {base.num_hidden_layers}"
+            raise InputError(f"--layers is {options.layers}, and {there}")
+        base = replace(base, num_hidden_layers=options.layers)
     regression = options.regression or train.metric == "pearson_spearman"  # STS-B's layout
     names = ("score",) if regression else label_names(options, train)
     same = same_labels(base, names, regression)
