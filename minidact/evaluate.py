@@ -2,23 +2,27 @@
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from . import checkpoint, data, metrics, plot
 from .config import STORED
 from .errors import InputError, run_command
 from .fast.layers import stored_bits
+from .files import write_file
 from .infer import load_model
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob
 from .options import add_knob, add_model_options, fill, flag, how_to_answer
 from .study import certify, sweep
-from .study.scores import evaluate, measure, table
+from .study.scores import EACH, measure, table
 
 CERTIFYING = {
     "confidence": Knob(0.95, "with --certify: how sure the promise has to be", 0.5, 0.999999),
@@ -49,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     add("--sweep", action="store_true", help="every mechanism and neighbour over its knob's range")
     add("--curves", help=f"with --sweep: only these, by commas: {', '.join(MECHANISMS)}, all (of "
         "them together), and the rules for stopping of mechanisms/exits.py")  # fmt: skip
+    add("--texts", metavar="FILE", help="write the class and the multiply-adds of every text, with "
+        "--sweep at every point, to an .npz file")  # fmt: skip
     add("--plot", metavar="FILE", help="with --sweep: draw it (.svg, .png, ..; needs matplotlib)")
     add("--calibrate", action="store_true", help="with --sweep: store in --model's config.json "
         "which knobs spend how much, for --budget")  # fmt: skip
@@ -71,8 +77,10 @@ def main() -> None:
     model = load_model(options.model, how, options.bits)
     labels = data.label_ids(examples, model.config, options.data)
     fixed = (model, examples, labels, options.metric, options.batch_size)
+    each = bool(options.texts)
     if not options.sweep:
-        result = evaluate(*fixed, how)
+        result, _ = measure(*fixed, how, each=each)
+        write_texts(options.texts, [result], labels)
         print(json.dumps(result) if options.json else table(result))
         return
     if not model.config.mechanisms:
@@ -80,13 +88,24 @@ def main() -> None:
     points = sweep.settings(model.config, options.curves)
     if options.calibrate:  # a sweep is long: better now than afterwards
         checkpoint.save_config(options.model, model.config, rehearse=True)
-    result = sweep.sweep(points, lambda knobs, known: measure(*fixed, knobs, known), tqdm)
+    result = sweep.sweep(points, lambda knobs, known: measure(*fixed, knobs, known, each), tqdm)
+    write_texts(options.texts, result["points"], labels)
     print(json.dumps(result) if options.json else sweep.table(result))
     if options.plot:
         plot.save(plot.sweep(result), options.plot)
     if options.calibrate:
         config = dataclasses.replace(model.config, budgets=tuple(result["budgets"]))
         checkpoint.save_config(options.model, config)
+
+
+def write_texts(path: str | None, points: list[dict], labels: np.ndarray) -> None:
+    """Moves what each text got from the points to a file: arrays (P, N), and labels (N,)."""
+    if path is not None:
+        arrays: dict[str, Any] = {"labels": labels}
+        arrays |= {name: np.stack([point.pop(name) for point in points]) for name in EACH}
+        written = io.BytesIO()
+        np.savez_compressed(written, **arrays)
+        write_file(Path(path), written.getvalue())
 
 
 def check(options: argparse.Namespace, how: dict) -> None:
@@ -100,6 +119,10 @@ def check(options: argparse.Namespace, how: dict) -> None:
             raise InputError(f"--{name} needs --model with a directory to write to")
     if options.plot:
         plot.check(options.plot)
+    if options.texts:
+        if options.certify:
+            raise InputError("--texts does not go with --certify")
+        write_file(Path(options.texts), b"", rehearse=True)
     if not options.certify:
         given = [flag(n, k) for n, k in CERTIFYING.items() if getattr(options, n) is not None]
         if given:

@@ -5,8 +5,7 @@
 
 Results have the float dtype of the inputs, whichever that is. Only adamw_update writes to its
 inputs. The gradients that a backward returns share memory with nothing else. fast/kernels.py has
-the hot ones of these functions in Numba. The tests compare the two, and they compare this file with
-finite differences.
+the hot ones in Numba. The tests compare the two, and this file with finite differences.
 """
 
 import math
@@ -28,10 +27,7 @@ def linear_forward(x, w, b):
 def linear_backward(dout, cache):
     """Returns dx (T, I), dw (O, I) and db (O,) for dout (T, O)."""
     x, w = cache
-    dx = dout @ w  # (T, I)
-    dw = dout.T @ x  # (O, I)
-    db = dout.sum(0)  # (O,)
-    return dx, dw, db
+    return dout @ w, dout.T @ x, dout.sum(0)
 
 
 # ---------------------------------------------------------------------------- pointwise
@@ -282,7 +278,7 @@ def first_rows_backward(dout, cache):
     return dx
 
 
-MOST_AHEAD = 30  # e^30 = 10^13: what a token with gate 0 may be ahead of all others
+MOST_AHEAD = 30  # a token with gate 0 leads the others' scores by no more: theirs would be lost
 
 
 def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
@@ -294,16 +290,12 @@ def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
 
         P_qk = g_k e_qk,    e_qk = exp(s_qk) / sum_j g_j exp(s_qj)
 
-    A token with gate 0 gets no attention, as if it had been removed. Gates of 1 change nothing. e
-    of such a token, which only the gates' gradient sees, is taken as if its score were at most
-    MOST_AHEAD above all others: more than that, and the others' would be lost in float32.
+    A token with gate 0 gets no attention, as if it had been removed. Gates of 1 change nothing.
+    received is the attention that each token got from the others, before dropout, summed over heads
+    and over queries, each query times its gate. No gradient goes through it.
 
-    received is the attention that each token got from the other tokens, before dropout. It is
-    summed over heads and over queries, each query times its gate. No gradient goes through it.
-
-    The weights e of all sentences and heads lie in one flat array, sentence by sentence, head by
-    head, (n keys, n queries) each. That is the sum of H n^2 numbers (`attention_size`). drop has
-    the same layout.
+    The weights e lie in one flat array of `attention_size` numbers, sentence by sentence, head by
+    head, (n keys, n queries) each. drop has the same layout.
     """
     size = qkv.shape[1] // 3
     scale = qkv.dtype.type(1 / math.sqrt(size // num_heads))

@@ -114,7 +114,7 @@ PLAIN = {
     "regression": Knob(False, "labels are numbers to predict, not classes"),
     "max_length": Knob(128, "longer texts are cut to so many tokens", 3, 1_000_000),
     "summary": Knob(None, "what the heads read (default: as --init does)", choices=SUMMARIES),
-    "layers": Knob(None, "keep only so many of --init's layers, the first ones", 1, 1000),
+    "layers": Knob(0, "keep only so many of --init's layers, the first ones; 0: all", 0, 1000),
     "epochs": Knob(3, "1..10; small data sets need more", 1, 10_000),
     "batch_size": Knob(32, "16 or 32 are usual", 1, 100_000),
     "lr": Knob(3e-5, "peak rate of the backbone and of a classifier kept; 2e-5..1e-4", 0, 1),

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint, data, evaluate, network
+from .. import checkpoint, data, network
 from ..fast import kernels
 from ..fast.packed import Encoder
 from ..model import Model
+from ..study import scores
 from .contenders import TRAINED
 from .limits import quickest
 from .workers import in_turn, measure, workers
@@ -198,7 +199,7 @@ def adaptive(shipped, examples, rounds) -> list[dict]:
             ("all", {}),
         ):
             runs = [
-                evaluate.evaluate(model, examples, labels, None, batch_size, how)
+                scores.measure(model, examples, labels, None, batch_size, how)[0]
                 for _ in range(max(1, rounds // 2))
             ]
             ratio = median(r["ms_per_text"] / r["ms_per_text_full"] for r in runs)

@@ -2,9 +2,10 @@
 
     python -m minidact.study --data GLUE --init DIR --out DIR
 
-A study consists of trainings and sweeps. Each is a command of this package, runs in a process of
-its own, and is printed before it starts. What is finished is not run again. So a study can be
-stopped at any time, and widened later by more tasks and seeds. At the end it prints the table.
+A study consists of trainings, sweeps and clocks. Each is a command of this package, runs in a
+process of its own, and is printed before it starts. What is finished is not run again. So a study
+can be stopped at any time, and widened later by more tasks and seeds. At the end it prints the
+tables, with intervals over texts and seeds.
 """
 
 import argparse
@@ -13,68 +14,25 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import InputError, run_command
 from ..options import STATE, choose, comma_list
-
-TASKS = {  # epochs of a first and of a second training, more options, the file to score on
-    "SST-2": (1, 1, "--label-names negative,positive", "dev.tsv"),
-    "CoLA": (3, 2, "", "dev.tsv"),
-    "MRPC": (3, 2, "", "dev.tsv"),
-    "RTE": (3, 2, "", "dev.tsv"),
-    "TREC": (3, 2, "", "test.tsv"),
-    "IMDB": (2, 2, "--max-length 512 --batch-size 16", "dev.tsv"),
-}
-ALWAYS = "--summary mean --lr 5e-5 --dtype float16"
-DACT = "--use halting --tau 0.02 --distill 0.5"
-ALL = (  # a gentle second training, which starts from DACT's model
-    "--use halting,planning,tokens --epochs {again} --lr 2e-5 --head-lr 2e-4"
-    " --tau 0.02 --distill 0.5 --layer-cost 1 --layer-target 0.35 --explore 0.1 --explore-share 0.1"
-    " --token-cost 0.15 --bimodal 1"
-)
-STOPS, ALL_CURVES = ("halting", "confidence", "fixed"), ("halting", "planning", "tokens", "all")
-# TR-BERT's order: the policies alone on a fine-tuned model, then everything, taught by that model
-POLICY = (
-    "--use selection --selection-pool left --policy-only --estimator gumbel --epochs 1"
-    " --head-lr 1e-2 --selection-cost 0.5"
-)
-SELECTION = (
-    "--use halting,selection --teacher {plain} --estimator gumbel --epochs {again}"
-    " --selection-cost 0.3 --tau 0.02 --distill 0.5"
-)
-METHODS = {  # the method it starts from (None: the backbone), training options, curves to sweep
-    "plain": (None, "--use ''", ()),
-    "dact": (None, DACT, STOPS),
-    # the paper's order: plain fine-tuning comes first
-    "dact-after": ("plain", f"{DACT} --lr 2e-5", STOPS),
-    "pabee": (None, "--use halting --heads pabee", ("patience",)),
-    "pondernet": (None, "--use halting --heads pondernet", ("cumulated",)),
-    "deebert": ("plain", "--use halting --heads deebert", ("entropy",)),
-    "fastbert": ("plain", "--use halting --heads fastbert", ("uncertainty",)),
-    "all": ("dact", ALL, ALL_CURVES),
-    "all-after": ("dact-after", ALL, ALL_CURVES),
-    "policy": ("plain", POLICY, ("selection",)),
-    "selection": ("policy", SELECTION, ("halting", "selection", "all")),
-}
-CHOICES = {  # the same methods with one choice changed; they run only if --methods names them
-    "all-left": ("dact", f"{ALL} --pool left", ("tokens", "all")),
-    "all-absolute": ("dact", f"{ALL} --ranks absolute", ("tokens", "all")),
-    "all-path": ("dact", f"{ALL} --planner path", ("planning", "all")),
-    "all-frozen": ("all", f"{ALL} --freeze-gates", ("tokens", "all")),
-}
+from . import compare
+from .bootstrap import COSTS
+from .methods import CHOICES, EVERY, METHODS, TASKS, training
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m minidact.study",
-        description="Trains and compares the mechanisms and their neighbours. Takes hours.",
+        description="Trains and compares the mechanisms and related methods. Takes hours.",
     )
     add = p.add_argument
-    add("--data", required=True, help="directory of tasks: GLUE's folders, and TREC")
+    add("--data", required=True, help="directory of tasks: GLUE's folders, TREC and IMDB")
     add("--init", required=True, help="the backbone: a directory, a hub id, or a name in weights/")
     add("--out", required=True, help="directory for the models, logs and figures")
     add("--tasks", default=",".join(TASKS), help="separated by commas (default: %(default)s)")
@@ -82,67 +40,98 @@ def parser() -> argparse.ArgumentParser:
     add("--methods", default=",".join(METHODS), help=others)
     add("--seeds", default="0", help="separated by commas (default: %(default)s)")
     add("--finished", action="store_true", help="train nothing, print only what is finished")
-    add("--json", action="store_true", help="print the figures as one JSON array, not as a table")
+    add("--json", action="store_true", help="print the figures as one JSON array, not as tables")
     return p
 
 
 def main() -> None:
     o = parser().parse_args()
     tasks = choose("tasks", o.tasks, TASKS)
-    methods = choose("methods", o.methods, METHODS | CHOICES)
+    methods = choose("methods", o.methods, EVERY)
     try:
         seeds = [int(seed) for seed in comma_list(o.seeds)]
     except ValueError:
         raise InputError(
             f"--seeds is {o.seeds!r}; it must be numbers, separated by commas"
         ) from None
-    results: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for seed in seeds:
-        for task in tasks:
-            for method in methods:
-                found = study(o, task, method, seed)
-                for curve, value in found.items():
-                    results.setdefault((method, curve), {}).setdefault(task, []).append(value)
-    figures = [{"method": m, "curve": c, **values} for (m, c), values in results.items()]
-    print(json.dumps(figures) if o.json else table(figures, tasks))
+    if not o.finished:
+        for seed in seeds:
+            for task in tasks:
+                for method in methods:
+                    study(o, task, method, seed)
+    rows = []
+    for task in tasks:
+        found: dict[str, dict[int, dict[str, compare.Found]]] = {}
+        for method in methods:
+            for seed in seeds:
+                out = place(o, task, method, seed)
+                if (out / compare.SWEEP).exists():
+                    found.setdefault(method, {})[seed] = compare.found_in(out)
+        rows += compare.rows(task, TASKS[task], found)
+    print(json.dumps(rows, indent=1) if o.json else compare.table(rows))
 
 
-def study(o, task: str, method: str, seed: int) -> dict[str, float]:
-    """Trains a method on a task and sweeps it, unless that is done; returns the figures.
+def place(o, task: str, method: str, seed: int) -> Path:
+    return Path(o.out) / task / f"{method}-{seed}"
 
-    They are {"full": the full model's metric, curve: its area, ...}. With --finished (o.finished)
-    nothing is trained, and {} is returned for what is not finished. Raises InputError if a command
-    fails.
+
+def study(o, task: str, method: str, seed: int) -> None:
+    """Trains a method on a task, sweeps it and times it, unless that is done.
+
+    Times are of the first seed alone. Raises InputError if a command fails.
     """
-    start, options, curves = (METHODS | CHOICES)[method]
-    (epochs, again, more, dev), folder = TASKS[task], Path(o.data) / task
-    out = Path(o.out) / task / f"{method}-{seed}"
-    scores = out / "sweep.json"
-    if o.finished and not scores.exists():
-        return {}
+    start, _, curves = EVERY[method]
+    folder, out = Path(o.data) / task, place(o, task, method, seed)
+    dev = folder / TASKS[task].dev
     if not (out / "config.json").exists():
         if start:
             study(o, task, start, seed)
-        init = out.with_name(f"{start}-{seed}") if start else o.init
+        init = place(o, task, start, seed) if start else o.init
         command = f"train --out {shlex.quote(str(out))} --resume"
         if not (out / STATE).exists():
-            plain = shlex.quote(str(out.with_name(f"plain-{seed}")))
-            own = options.format(again=again, plain=plain)
-            options = f"{ALWAYS} --epochs {epochs} {more} {own}"
-            files = {"data": folder / "train.tsv", "dev": folder / dev, "init": init, "out": out}
+            options = training(method, TASKS[task], shlex.quote(str(place(o, task, "plain", seed))))
+            files = {"data": folder / "train.tsv", "dev": dev, "init": init, "out": out}
             paths = " ".join(f"--{name} {shlex.quote(str(path))}" for name, path in files.items())
             command = f"train {paths} --seed {seed} {options}"
         call(command, sys.stderr)
-    if not scores.exists():
+    evaluate = f"evaluate --model {shlex.quote(str(out))} --data {shlex.quote(str(dev))} --json"
+    if not (out / compare.SWEEP).exists():
         kind = f"--sweep --curves {','.join(curves)}" if curves else ""
-        paths = f"--model {shlex.quote(str(out))} --data {shlex.quote(str(folder / dev))}"
-        text = call(f"evaluate {paths} {kind} --json", subprocess.PIPE)
-        unfinished = scores.with_suffix(".part")
-        unfinished.write_text(text)
-        os.replace(unfinished, scores)
-    result = json.loads(scores.read_text())
-    full = result["points"][0]["value_full"] if curves else result["value_full"]
-    return {"full": full} | result.get("areas", {})
+        texts = shlex.quote(str(out / compare.TEXTS))
+        text = call(f"{evaluate} {kind} --texts {texts}", subprocess.PIPE)
+        keep(text, out / compare.SWEEP)
+    first = seed == int(comma_list(o.seeds)[0])
+    if first and curves and not (out / compare.TIMES).exists():
+        points = json.loads((out / compare.SWEEP).read_text())["points"]
+        keep(json.dumps(list(times(evaluate, curves, points))), out / compare.TIMES)
+
+
+def times(evaluate: str, curves: tuple[str, ...], points: list[dict]) -> Iterator[dict[str, Any]]:
+    """Yields the time of the best settings for COSTS, at batch 1 and 32: shares of the full one."""
+    for curve, cost in product(curves, COSTS):
+        own = [p for p in points if p["curve"] == curve and p["macs_fraction"] <= cost]
+        if not own:
+            continue
+        knobs = max(own, key=lambda p: p["value"])["knobs"]
+        for size in (1, 32):
+            said = f"{evaluate} --batch-size {size} {options_of(knobs)}"
+            r = json.loads(call(said, subprocess.PIPE))
+            share = r["ms_per_text"] / r["ms_per_text_full"]
+            about = {"curve": curve, "cost": cost, "batch_size": size, "knobs": knobs}
+            yield about | {"macs_fraction": r["macs_fraction"], "time_fraction": share}
+
+
+def options_of(knobs: dict[str, Any]) -> str:
+    """The knobs as a command's options."""
+    words = {name: ",".join(v) if name == "use" else v for name, v in knobs.items()}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in words.items())
+
+
+def keep(text: str, file: Path) -> None:
+    """Writes a file whole, or not at all."""
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text(text)
+    os.replace(unfinished, file)
 
 
 def call(command: str, stdout) -> Any:
@@ -160,24 +149,6 @@ def call(command: str, stdout) -> Any:
             f"this command ended with code {run.returncode}; the same study goes on from here"
         )
     return run.stdout
-
-
-def table(figures: list[dict], tasks: list[str]) -> str:
-    """Returns the figures as a Markdown table with a line for every curve.
-
-    A cell has the mean over the seeds and the standard deviation, both times 100.
-    """
-    lines = [f"| model | curve | {' | '.join(tasks)} |", "|---" * (len(tasks) + 2) + "|"]
-    for row in figures:
-        cells = [cell(row[task]) if task in row else "" for task in tasks]
-        lines.append(f"| {row['method']} | {row['curve']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def cell(values: list[float]) -> str:
-    """Returns the mean, and for several values their standard deviation, both times 100."""
-    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * np.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import data, metrics
+from ..hard import Answers, Knobs
 from ..model import Model
+
+EACH = ("classes", "macs", "macs_full")  # what is told of every text
 
 
 class Full(NamedTuple):
@@ -18,21 +21,24 @@ class Full(NamedTuple):
     classes: np.ndarray  # (N,) int, of the full float32 network
 
 
-def evaluate(model: Model, examples, labels, metric=None, batch_size=32, how=None) -> dict:
-    """The object of `evaluate --json`. how: keyword arguments that make the model adaptive."""
-    return measure(model, examples, labels, metric, batch_size, how)[0]
-
-
 def measure(
-    model: Model, examples, labels, metric=None, batch_size=32, how=None, known: Full | None = None
+    model: Model,
+    examples,
+    labels,
+    metric=None,
+    batch_size=32,
+    how=None,
+    known: Full | None = None,
+    each: bool = False,
 ) -> tuple[dict, Full]:
-    """What `evaluate` returns, and the full model's part of it.
+    """The object of `evaluate --json`, and the full model's part of it.
 
-    Every batch is answered twice, in full and adaptively, from text to probabilities, the two in
-    alternating order; ms_per_text and ms_per_text_full are the totals per text. Where a product is
+    how: keyword arguments that make the model adaptive. Every batch is answered twice, in full and
+    adaptively, from text to probabilities, the two in alternating order; ms_per_text and
+    ms_per_text_full are the totals per text. Where a product is
     rounded, it is answered a third time in float32, which is not timed: agreement is the share of
     classes that are the same (of a regression None). known: the full model's part, from an earlier
-    call on the same examples.
+    call on the same examples. each: with "classes", "macs" and "macs_full" of every text, (N,).
     """
     regression = model.config.problem_type == "regression"
     metric = metrics.choose(metric, examples.metric, regression)
@@ -43,17 +49,7 @@ def measure(
         runs |= {} if exact is model else {"exact": (exact, model.knobs(()))}
         # what only large batches need is compiled here, not on the clock
         model.run(data.encode(model.tokenizer, examples.texts[:batch_size]), model.knobs(()))
-    seconds: dict[str, float] = dict.fromkeys(runs, 0.0)
-    answers: dict[str, list] = {key: [] for key in runs}
-    starts = range(0, len(labels), batch_size)
-    for turn, start in enumerate(tqdm(starts, unit="batch", leave=False, disable=None)):
-        part = slice(start, start + batch_size)
-        texts, pairs = examples.texts[part], examples.pairs and examples.pairs[part]
-        for key in list(runs) if turn % 2 else reversed(runs):
-            begin = time.perf_counter()
-            sentences = data.encode(model.tokenizer, texts, pairs)
-            answers[key].append(runs[key][0].run(sentences, runs[key][1]))
-            seconds[key] += time.perf_counter() - begin
+    answers, seconds = _in_turn(runs, examples, batch_size)
 
     def gathered(field, key=""):
         return np.concatenate([getattr(a, field) for a in answers[key]])
@@ -68,7 +64,7 @@ def measure(
     value, ms = figures("")
     same = gathered("probs").argmax(1) == known.classes
     tokens_full = len(gathered("stayed")) * model.config.num_hidden_layers
-    return {
+    result = {
         "metric": metric,
         "examples": len(labels),
         "num_layers": model.config.num_hidden_layers,
@@ -80,7 +76,30 @@ def measure(
         "value_full": known.value,
         "ms_per_text_full": known.ms_per_text,
         "agreement": None if regression else float(same.mean()),
-    }, known
+    }
+    if each:
+        result |= {"classes": gathered("probs").argmax(1)}
+        result |= {name: gathered(name) for name in EACH[1:]}
+    return result, known
+
+
+def _in_turn(
+    runs: dict[str, tuple[Model, Knobs]], examples: data.Examples, batch_size: int
+) -> tuple[dict[str, list[Answers]], dict[str, float]]:
+    """Every run's answers to every batch, and the seconds that it took in all."""
+    seconds: dict[str, float] = dict.fromkeys(runs, 0.0)
+    answers: dict[str, list[Answers]] = {key: [] for key in runs}
+    starts = range(0, len(examples.texts), batch_size)
+    for turn, start in enumerate(tqdm(starts, unit="batch", leave=False, disable=None)):
+        part = slice(start, start + batch_size)
+        texts, pairs = examples.texts[part], examples.pairs and examples.pairs[part]
+        for key in list(runs) if turn % 2 else reversed(runs):
+            model, knobs = runs[key]
+            begin = time.perf_counter()
+            sentences = data.encode(model.tokenizer, texts, pairs)
+            answers[key].append(model.run(sentences, knobs))
+            seconds[key] += time.perf_counter() - begin
+    return answers, seconds
 
 
 def in_float32(model: Model) -> Model:

@@ -102,17 +102,29 @@ def sweep(settings: list, evaluate: Callable[[dict, Any], tuple[dict, Any]], pro
 def area(points: list[tuple[float, float]], low: float, high: float = LOW_HALF) -> float:
     """Returns the mean value over the costs low..high: the area under the curve / (high - low).
 
-    points are (cost, value), with costs as shares of the full multiply-adds. The curve has the best
-    value that each cost can buy. That is the best point so far, or a mixture of two points (some
-    sentences with one setting, some with the other). Below the cheapest point the value falls to 0
-    in proportion to the cost.
+    points are (cost, value), with costs as shares of the full multiply-adds.
+    """
+    return mean_between(best_so_far(points), low, high)
+
+
+def best_so_far(points: list[tuple[float, float]]) -> np.ndarray:
+    """Returns the curve through (cost, value) points, costs and values (2, corners).
+
+    It has the best value that each cost can buy. That is the best point so far, or a mixture of two
+    points (some sentences with one setting, some with the other). Below the cheapest point the
+    value falls to 0 in proportion to the cost.
     """
     best, curve = -np.inf, [(0.0, 0.0)]
     for cost, value in sorted(points):
         if value > best:
             best = value
             curve.append((cost, value))
-    costs, values = np.array(curve).T
+    return np.array(curve).T
+
+
+def mean_between(curve: np.ndarray, low: float, high: float) -> float:
+    """Returns a curve's mean value over the costs low..high; beyond its end it stays level."""
+    costs, values = curve
     grid = np.linspace(low, high, 1001)
     return float(np.interp(grid, costs, values).mean())
 
