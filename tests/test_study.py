@@ -156,6 +156,7 @@ def a_find(rng, right, costs, full=0.9):
 
 def test_rows_compare_a_mechanism_with_the_best_of_the_others(rng):
     costs = [0.17, 0.3, 0.5]
+    good = a_find(rng, [0.7] * 3, costs)
     found = {
         "plain": {0: {"full": a_find(rng, [0.9], [1.0])}},
         "small-2": {0: {"full": a_find(rng, [0.6], [1 / 3])}},
@@ -163,8 +164,8 @@ def test_rows_compare_a_mechanism_with_the_best_of_the_others(rng):
             seed: {"halting": a_find(rng, [0.9] * 3, costs), "fixed": a_find(rng, [0.5] * 3, costs)}
             for seed in (0, 1)
         },
-        "pabee": {0: {"patience": a_find(rng, [0.7] * 3, costs)}},
-        "selection": {0: {"selection": a_find(rng, [0.69] * 3, costs)}},
+        "pabee": {0: {"patience": good}},
+        "selection": {0: {"selection": good}},
         "policy": {0: {"selection": a_find(rng, [0.2] * 3, costs)}},
     }
     rows = {
