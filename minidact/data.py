@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -41,18 +41,19 @@ class Examples(NamedTuple):
     labels: list[str]
     metric: str  # "accuracy", "matthews" (CoLA), "f1" (MRPC), "pearson_spearman" (STS-B)
     lines: list[int]  # the line where each example begins in the file, from 1
+    others: list[dict[str, Any]] | None = None  # each row's other columns, if they were asked for
 
 
 # ---------------------------------------------------------------------------- files
 
 
-def read_examples(path: str | Path, labelled: bool = True) -> Examples:
+def read_examples(path: str | Path, labelled: bool = True, others: bool = False) -> Examples:
     """Reads a file: GLUE's .tsv, or a .tsv, .csv or .jsonl of your own.
 
     Your own file has the columns text, label and, for tasks on two texts, text_pair. A .tsv is
     split at tabs, and quotes in it are ordinary characters. labelled: False reads no labels, so
-    none need to be there. Raises InputError if the file cannot be read; for a bad row, the message
-    says its line.
+    none need to be there. others: True keeps the other columns, too. Raises InputError if the file
+    cannot be read; for a bad row, the message says its line.
     """
     path = Path(path)
     layouts = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows}
@@ -62,7 +63,7 @@ def read_examples(path: str | Path, labelled: bool = True) -> Examples:
     _, header = next(rows, (0, None))
     if header is None:
         raise InputError(f"{path} is empty")
-    return _examples(path, header, rows, labelled)
+    return _examples(path, header, rows, labelled, others)
 
 
 def _lines(path) -> Iterator[tuple[int, str]]:
@@ -124,7 +125,7 @@ def no_constant(name):
     raise ValueError(f"{name} is not of JSON")
 
 
-def _examples(path, header, rows, labelled) -> Examples:
+def _examples(path, header, rows, labelled, others) -> Examples:
     """Returns the examples in the rows; raises InputError, with the line, for a bad one."""
     text = next((name for name in TEXTS if name in header), None)
     label = next((name for name in LABELS if name in header), None) if labelled else None
@@ -136,6 +137,7 @@ def _examples(path, header, rows, labelled) -> Examples:
     wanted += [label] if label else []
     columns: dict[str, list[str]] = {name: [] for name in wanted}
     lines: list[int] = []
+    beside: list[dict[str, Any]] = []
     for number, row in rows:
         if len(row) != len(header):
             columns_of = f"{len(row)} columns, the header has {len(header)}"
@@ -150,12 +152,17 @@ def _examples(path, header, rows, labelled) -> Examples:
             if not columns[label][-1]:
                 raise InputError(f"{path}, line {number}: the label is empty")
         lines.append(number)
+        if others:
+            pairs = zip(header, row, strict=True)
+            beside.append({name: value for name, value in pairs if name not in wanted})
     if not lines:
         raise InputError(f"{path} has a header but no rows")
     metric = {COLA: "matthews", MRPC: "f1"}.get(tuple(header))
     metric = metric or ("pearson_spearman" if label == "score" else "accuracy")
     labels = columns[label] if label else []
-    return Examples(columns[text], columns.get(TEXTS[text]), labels, metric, lines)
+    return Examples(
+        columns[text], columns.get(TEXTS[text]), labels, metric, lines, beside if others else None
+    )
 
 
 # ---------------------------------------------------------------------------- labels

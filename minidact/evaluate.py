@@ -20,9 +20,10 @@ from .files import write_file
 from .infer import load_model
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob
+from .model import Model
 from .options import add_knob, add_model_options, fill, flag, how_to_answer
-from .study import certify, sweep
-from .study.scores import EACH, measure, table
+from .study import certify, report, sweep
+from .study.scores import measure, table
 
 CERTIFYING = {
     "confidence": Knob(0.95, "with --certify: how sure the promise has to be", 0.5, 0.999999),
@@ -53,6 +54,10 @@ def parser() -> argparse.ArgumentParser:
     add("--sweep", action="store_true", help="every mechanism and neighbour over its knob's range")
     add("--curves", help=f"with --sweep: only these, by commas: {', '.join(MECHANISMS)}, all (of "
         "them together), and the rules for stopping of mechanisms/exits.py")  # fmt: skip
+    add("--classes", action="store_true", help="print precision, recall and F1 of every class, and "
+        "what its texts were taken for")  # fmt: skip
+    add("--predictions", metavar="FILE", help="write a row for every text, with the input's "
+        "columns, to a .csv or .jsonl file")  # fmt: skip
     add("--texts", metavar="FILE", help="write the class and the multiply-adds of every text, with "
         "--sweep at every point, to an .npz file")  # fmt: skip
     add("--plot", metavar="FILE", help="with --sweep: draw it (.svg, .png, ..; needs matplotlib)")
@@ -73,19 +78,17 @@ def main() -> None:
     if options.certify:
         promise(options)
         return
-    examples = data.read_examples(options.data)
+    examples = data.read_examples(options.data, others=bool(options.predictions))
     model = load_model(options.model, how, options.bits)
     labels = data.label_ids(examples, model.config, options.data)
     fixed = (model, examples, labels, options.metric, options.batch_size)
-    each = bool(options.texts)
     if not options.sweep:
-        result, _ = measure(*fixed, how, each=each)
-        write_texts(options.texts, [result], labels)
-        print(json.dumps(result) if options.json else table(result))
+        result, _ = measure(*fixed, how, each=True)
+        once(options, result, examples, labels, model)
         return
     if not model.config.mechanisms:
         raise InputError("the model carries no mechanism, so there is no knob to sweep")
-    points = sweep.settings(model.config, options.curves)
+    points, each = sweep.settings(model.config, options.curves), bool(options.texts)
     if options.calibrate:  # a sweep is long: better now than afterwards
         checkpoint.save_config(options.model, model.config, rehearse=True)
     result = sweep.sweep(points, lambda knobs, known: measure(*fixed, knobs, known, each), tqdm)
@@ -98,11 +101,29 @@ def main() -> None:
         checkpoint.save_config(options.model, config)
 
 
+def once(options: argparse.Namespace, result: dict, examples, labels, model: Model) -> None:
+    """Prints a score, what it is made of, and writes what was asked for of every text."""
+    names: tuple[str, ...] = ("score",)
+    if model.config.problem_type != "regression":
+        names = model.config.id2label
+        result |= report.report(result["metric"], result["probs"].argmax(1), labels, names)
+    if options.predictions:
+        rows = report.predictions(examples, result, names)
+        report.write(rows, report.check(options.predictions))
+    write_texts(options.texts, [result], labels)
+    print(json.dumps(result) if options.json else table(result))
+    if options.classes and not options.json:
+        print(report.classes(result))
+
+
 def write_texts(path: str | None, points: list[dict], labels: np.ndarray) -> None:
     """Moves what each text got from the points to a file: arrays (P, N), and labels (N,)."""
+    each: dict[str, list] = {name: [] for name in ("probs", "macs", "macs_full", "layers")}
+    for name, values in each.items():
+        values.extend(point.pop(name) for point in points if name in point)
     if path is not None:
-        arrays: dict[str, Any] = {"labels": labels}
-        arrays |= {name: np.stack([point.pop(name) for point in points]) for name in EACH}
+        arrays: dict[str, Any] = {"labels": labels, "classes": np.stack(each["probs"]).argmax(2)}
+        arrays |= {name: np.stack(each[name]) for name in ("macs", "macs_full")}
         written = io.BytesIO()
         np.savez_compressed(written, **arrays)
         write_file(Path(path), written.getvalue())
@@ -119,6 +140,10 @@ def check(options: argparse.Namespace, how: dict) -> None:
             raise InputError(f"--{name} needs --model with a directory to write to")
     if options.plot:
         plot.check(options.plot)
+    if (options.classes or options.predictions) and (options.sweep or options.certify):
+        raise InputError("--classes and --predictions are of one setting: no --sweep, no --certify")
+    if options.predictions:
+        report.check(options.predictions)
     if options.texts:
         if options.certify:
             raise InputError("--texts does not go with --certify")

@@ -20,6 +20,15 @@ def f1(predicted, labels) -> float:
     return float(2 * hits / claimed) if claimed else 0.0
 
 
+def macro_f1(predicted, labels) -> float:
+    """Returns the mean over the classes of F1, each class against the rest; both are (N,) int.
+
+    The classes are those that occur on either side.
+    """
+    classes = np.union1d(predicted, labels)
+    return float(np.mean([f1(predicted == k, labels == k) for k in classes]))
+
+
 def matthews(predicted, labels) -> float:
     """Returns Matthews' correlation of two or more classes (Gorodkin 2004); both are (N,) int.
 
@@ -49,15 +58,16 @@ METRICS = {
     "accuracy": accuracy,
     "matthews": matthews,
     "f1": f1,
+    "macro_f1": macro_f1,
     "pearson_spearman": pearson_spearman,
 }
 
 
-def choose(wanted: str | None, by_layout: str, regression: bool) -> str:
+def choose(wanted: str | None, by_layout: str, regression: bool, classes: int = 2) -> str:
     """Returns the name of the metric: the wanted one, or without one what the layout has.
 
     by_layout: the metric of the file's layout (data.Examples). Raises InputError if the wanted
-    metric does not fit what the model predicts, numbers (a regression) or classes.
+    metric does not fit what the model predicts, numbers (a regression) or so many classes.
     """
     default = "pearson_spearman" if regression else by_layout
     if default == "pearson_spearman" and not regression:
@@ -65,7 +75,19 @@ def choose(wanted: str | None, by_layout: str, regression: bool) -> str:
     if wanted is not None and (wanted == "pearson_spearman") != regression:
         kind = "numbers" if regression else "classes"
         raise InputError(f"metric {wanted!r} does not fit: the model predicts {kind}")
-    return wanted or default
+    if wanted == "f1" and classes != 2:
+        raise InputError(
+            f"metric 'f1' is of class 1 of two, and the model has {classes} classes; "
+            "'macro_f1' is the mean over all"
+        )
+    return wanted or (default if default != "f1" or classes == 2 else "macro_f1")
+
+
+def baseline(metric: str, labels) -> tuple[int, float]:
+    """Returns the class that scores best if it is always said, and its score; labels (N,) int."""
+    scores = {int(k): METRICS[metric](np.full_like(labels, k), labels) for k in np.unique(labels)}
+    best = max(scores, key=lambda k: (scores[k], np.sum(labels == k)))
+    return best, scores[best]
 
 
 def score(metric: str, probs, labels) -> float:

@@ -7,10 +7,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import data, metrics
+from ..errors import visible
 from ..hard import Answers, Knobs
 from ..model import Model
-
-EACH = ("classes", "macs", "macs_full")  # what is told of every text
 
 
 class Full(NamedTuple):
@@ -22,26 +21,21 @@ class Full(NamedTuple):
 
 
 def measure(
-    model: Model,
-    examples,
-    labels,
-    metric=None,
-    batch_size=32,
-    how=None,
-    known: Full | None = None,
+    model: Model, examples, labels, metric=None, batch_size=32, how=None, known: Full | None = None,
     each: bool = False,
-) -> tuple[dict, Full]:
+) -> tuple[dict, Full]:  # fmt: skip
     """The object of `evaluate --json`, and the full model's part of it.
 
     how: keyword arguments that make the model adaptive. Every batch is answered twice, in full and
     adaptively, from text to probabilities, the two in alternating order; ms_per_text and
-    ms_per_text_full are the totals per text. Where a product is
-    rounded, it is answered a third time in float32, which is not timed: agreement is the share of
-    classes that are the same (of a regression None). known: the full model's part, from an earlier
-    call on the same examples. each: with "classes", "macs" and "macs_full" of every text, (N,).
+    ms_per_text_full are the totals per text. Where a product is rounded, it is answered a third
+    time in float32, which is not timed: agreement is the share of classes that are the same (of a
+    regression None). known: the full model's part, from an earlier
+    call on the same examples. each: with "probs" (N, Y), "layers", "macs" and "macs_full" (N,) of
+    every text.
     """
     regression = model.config.problem_type == "regression"
-    metric = metrics.choose(metric, examples.metric, regression)
+    metric = metrics.choose(metric, examples.metric, regression, model.config.num_labels)
     runs = {"": (model, model.knobs(**(how or {})))}
     if not known:
         exact = in_float32(model)
@@ -78,8 +72,8 @@ def measure(
         "agreement": None if regression else float(same.mean()),
     }
     if each:
-        result |= {"classes": gathered("probs").argmax(1)}
-        result |= {name: gathered(name) for name in EACH[1:]}
+        result |= {name: gathered(name) for name in ("probs", "macs", "macs_full")}
+        result["layers"] = gathered("layers_run").sum(1)
     return result, known
 
 
@@ -114,8 +108,12 @@ def table(r: dict) -> str:
     agreement = (
         "" if r["agreement"] is None else f", {r['agreement']:.1%} of the classes as in full"
     )
+    always = ""
+    if "baseline" in r:
+        label, value = r["baseline"]["label"], r["baseline"]["value"]
+        always = f" (always {visible(label)!r} scores {value:.4f})"
     return (
-        f"{r['examples']} examples  {r['metric']}\n"
+        f"{r['examples']} examples  {r['metric']}{always}\n"
         f"{'':10}{'value':>8}{'layers':>8}{'MACs':>8}{'ms/text':>9}\n"
         f"{'full':10}{r['value_full']:8.4f}{r['num_layers']:8.2f}{1:8.0%}{r['ms_per_text_full']:9.2f}\n"
         f"{'adaptive':10}{r['value']:8.4f}{r['layers_mean']:8.2f}{r['macs_fraction']:8.0%}"
