@@ -254,7 +254,7 @@ def many(place, count):
 
 def workers_of(parent):
     """Process ids of a command's Dask workers."""
-    said = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
+    said = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True).stdout
     table = [line.split(maxsplit=2) for line in said.splitlines()[1:]]
     children = {parent}
     for _ in range(4):
