@@ -8,9 +8,10 @@ ever read: a pickle can run code. Writing is strict, and to the side first, then
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import safetensors.numpy
@@ -23,8 +24,10 @@ from .files import make_directory, write_file
 from .mechanisms import MECHANISMS
 from .tensors import KINDS, Tensors, is_finite, open_tensors, release
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
-REQUIRED = FILES[:2]
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # in its place where the weights are cut into several files
+FILES = ("config.json", WEIGHTS, "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+STATE = "training.safetensors"  # while a training is under way: all that resuming needs
 IGNORED = re.compile(r"bert\.embeddings\.position_ids|cls\.")  # an index; the pretraining heads
 CLASSIFIER = "classifier."
 POOLER = "bert.pooler."  # a model that halts has none; every backbone brings one
@@ -74,15 +77,15 @@ def _fetch(repository: str) -> Path:
     )
 
     logging.set_verbosity_error()  # what goes wrong is said below, once
-    config = ""
-    for file in FILES:
+
+    def fetch(file: str, required: bool = False) -> str | None:
         try:
-            path = hf_hub_download(repository, file)
+            return hf_hub_download(repository, file)
         except RepositoryNotFoundError:
             raise InputError(f"the hub has no model {repository!r} (or it is private)") from None
         except EntryNotFoundError as error:  # "local": no connection, and not in the cache
-            if file not in REQUIRED:
-                continue
+            if not required:
+                return None
             if isinstance(error, LocalEntryNotFoundError):
                 raise InputError(
                     f"{repository!r} could not be fetched from the hub: no connection, and no copy "
@@ -94,8 +97,15 @@ def _fetch(repository: str) -> Path:
             raise InputError(
                 f"{repository!r} could not be fetched from the hub: {reason}"
             ) from None
-        config = config or path
-    return Path(config).parent
+
+    path = Path(str(fetch(FILES[0], required=True))).parent
+    if not fetch(WEIGHTS) and not fetch(INDEX):
+        fetch(WEIGHTS, required=True)  # which says why it cannot be had
+    for file in weight_files(path):
+        fetch(file.name, required=True)
+    for name in FILES[2:]:
+        fetch(name)
+    return path
 
 
 # ---------------------------------------------------------------------------- reading
@@ -124,7 +134,39 @@ def read_backbone(path: Path, config: Config, heads: bool) -> Tensors:
 
 def tensor_names(path: Path) -> list[str]:
     """Names of the tensors in a model's directory, as they are called here."""
-    return [our_name(name) for name in open_tensors(path / "model.safetensors")[0]]
+    return [our_name(name) for file in weight_files(path) for name in open_tensors(file)[0]]
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files with a model's weights: model.safetensors, or those that its index names.
+
+    Raises InputError where there is neither, and says what to do.
+    """
+    if not (path / INDEX).exists() or (path / WEIGHTS).exists():
+        if not (path / WEIGHTS).exists():
+            _refuse(path, f"no {WEIGHTS}")
+        return [path / WEIGHTS]
+    try:
+        names = set(json.loads((path / INDEX).read_text("utf-8"))["weight_map"].values())
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("it names no files of its own directory")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path / INDEX} is damaged: {error!r}") from None
+    return [path / name for name in sorted(names)]
+
+
+def _refuse(path: Path, lack: str) -> NoReturn:
+    """Raises InputError for a directory that holds no model we can read."""
+    if (path / STATE).exists():
+        command = f"python -m minidact.train --out {shlex.quote(str(path))} --resume"
+        raise InputError(f"{path} has {lack} yet: its training is not done; go on with: {command}")
+    if any(path.glob("*.bin")):
+        raise InputError(
+            f"{path} has {lack}, only pickles (.bin), which can run code and are never read; where "
+            "you trust them and have transformers, convert: AutoModelForSequenceClassification"
+            f".from_pretrained({str(path)!r}).save_pretrained('converted')"
+        )
+    raise InputError(f"{path} has {lack}: it is not a model directory")
 
 
 def depends_on_labels(name: str) -> bool:
@@ -137,7 +179,7 @@ def read_config(path: Path) -> Config:
     try:
         raw = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} has no config.json: it is not a model directory") from None
+        _refuse(path, "no config.json")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not readable as JSON: {error}") from None
     return Config.from_dict(raw)
@@ -146,28 +188,28 @@ def read_config(path: Path) -> Config:
 def read_params(
     path: Path, shapes: dict, optional: dict | None = None, others_allowed=False
 ) -> Tensors:
-    """model.safetensors as float32 arrays under our names, checked against tables of shapes."""
-    file = path / "model.safetensors"
+    """The weights as float32 arrays under our names, checked against tables of shapes."""
     mapped: dict[str, tuple[str, np.ndarray]] = {}
     unexpected, known = [], shapes | (optional or {})
-    found, memory = open_tensors(file)
-    for raw_name, (kind, array) in found.items():
-        name = our_name(raw_name)
-        if name in mapped:
-            raise InputError(f"{file} holds {name} twice, under two names")
-        if name in known:
-            _check(kind, array, raw_name, known[name], file)
-            mapped[name] = (kind, array)
-        elif not IGNORED.match(name) and not name.startswith(POOLER):
-            unexpected.append(raw_name)
+    for file in weight_files(path):
+        found, memory = open_tensors(file)
+        for raw_name, (kind, array) in found.items():
+            name = our_name(raw_name)
+            if name in mapped:
+                raise InputError(f"{file} holds {name} twice, under two names")
+            if name in known:
+                _check(kind, array, raw_name, known[name], file)
+                mapped[name] = (kind, array)
+            elif not IGNORED.match(name) and not name.startswith(POOLER):
+                unexpected.append(raw_name)
+        release(memory)  # of all that was only checked
     missing = [name for name in shapes if name not in mapped]
     if missing:
-        raise InputError(f"{file} lacks {_listed(missing)}{_hint(missing)}")
+        raise InputError(f"{path} lacks {_listed(missing)}{_hint(missing)}")
     if unexpected and not others_allowed:
         raise InputError(
-            f"{file} holds tensors that config.json gives no place: {_listed(unexpected)}"
+            f"{path} holds tensors that config.json gives no place: {_listed(unexpected)}"
         )
-    release(memory)  # of all that was only checked
     return Tensors(mapped)
 
 

@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from . import metrics, optim
+from .checkpoint import STATE
 from .config import SUMMARIES
 from .errors import InputError
 from .fast.layers import BITS
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob, knobs_of
 from .model import BATCH_SIZE, BUDGET, RISK
-
-STATE = "training.safetensors"  # in --out while a run is under way: all that resuming needs
 
 # ---------------------------------------------------------------------------- from Knob to option
 

@@ -130,11 +130,30 @@ def config(**changes):
     return change
 
 
+def under_way(directory):
+    (directory / "model.safetensors").rename(directory / "training.safetensors")
+
+
+def index_elsewhere(directory):
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {"classifier.bias": "../model.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def shard_missing(directory):
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {"classifier.bias": "model-00001-of-00001.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 BROKEN = [
+    (under_way, "its training is not done; go on with: python -m minidact.train --out"),
+    (index_elsewhere, "it names no files of its own directory"),
+    (shard_missing, "has no model-00001-of-00001.safetensors"),
     (truncated, "damaged or not a safetensors file"),
     (lying_header, "damaged or not a safetensors file"),
     (no_tensors, "no model.safetensors"),
-    (pickle_only, "pickles, are never read"),
+    (pickle_only, "never read; where you trust them and have transformers, convert"),
     (missing, "lacks bert.encoder.layer.1.output.dense.bias"),
     (no_classifier, "fine-tune it first"),
     (unexpected, "bert.encoder.layer.7.odd"),

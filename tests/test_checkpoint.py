@@ -53,6 +53,24 @@ def in_float64(tensors):
     return {name: t.astype(np.float64) for name, t in tensors.items()}
 
 
+def in_shards(directory):
+    """As large models come: cut into files, with an index."""
+    tensors = load_file(directory / "model.safetensors")
+    where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
+    for file in set(where.values()):
+        part = {name: t for name, t in tensors.items() if where[name] == file}
+        save_file(part, directory / file)
+    index = {"metadata": {}, "weight_map": where}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "model.safetensors").unlink()
+
+
+def test_weights_in_several_files(tiny, copy):
+    in_shards(copy)
+    same_answers(Model.from_pretrained(copy), tiny)
+    assert set(checkpoint.tensor_names(copy)) >= set(tiny.params)
+
+
 @pytest.mark.parametrize(
     "form", [without_prefix, old_names, with_strangers, in_float32, in_float64]
 )
@@ -237,6 +255,15 @@ def test_a_hub_id_is_fetched_and_only_what_is_read(hub, tiny):
     offline = {**hub, "HF_HUB_OFFLINE": "1"}
     again = run("infer", "--model", "somebody/tiny", "--json", "the good film!", env=offline)
     assert again.returncode == 0, again.stderr
+
+
+def test_a_hub_id_with_weights_in_several_files(hub, tiny, copy, monkeypatch):
+    in_shards(copy)
+    monkeypatch.setattr(Hub, "files", copy)
+    result = run("infer", "--model", "somebody/tiny", "--json", "the good film!", env=hub)
+    assert result.returncode == 0, result.stderr
+    assert f'"label": "{tiny("the good film!").label}"' in result.stdout
+    assert "model-00002-of-00002.safetensors" in Hub.asked
 
 
 def test_a_hub_id_that_is_not_there(hub):
