@@ -211,6 +211,15 @@ def _score(line, label, path) -> float:
     return score
 
 
+def look_like_scores(names: Sequence[str], most: int) -> bool:
+    """Are these numbers, with digits after the point or more than `most` of them?"""
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return False
+    return len(numbers) > most or any(not number.is_integer() for number in numbers)
+
+
 def _is_number(label: str) -> bool:
     return re.fullmatch(r"-?[0-9]{1,18}", label) is not None
 

@@ -98,7 +98,7 @@ def how_to_answer(options: argparse.Namespace) -> dict[str, Any]:
 
 FILES = {
     "data": "training file: .tsv (GLUE's layouts or your own), .csv or .jsonl",
-    "dev": "file to score after every epoch",
+    "dev": "file to score after every epoch (default: a tenth of --data, held out)",
     "init": "model to start from: a directory, a hub id, or a name in weights/",
     "out": "directory to write the model to",
     "log": "a .jsonl file, one object per step",
@@ -129,6 +129,12 @@ PLAIN = {
     "seed": Knob(0, "seed of all that is drawn", 0, 2**63),
     "no_shuffle": Knob(False, "take the examples as they come"),
     "dtype": Knob("float32", "dtype of the saved weights", choices=("float32", "float16")),
+    "early_stop": Knob(
+        0, "stop after so many epochs without a better dev score; 0: never", 0, 10_000
+    ),
+    "class_weights": Knob(
+        "none", "balanced: a class counts the more the rarer it is", choices=("none", "balanced")
+    ),
     "keep": Knob("last", "the epoch whose weights to save", choices=("last", "best")),
     "save_every": Knob(500, "steps between two checkpoints", 1, 10**9),
 }  # fmt: skip
@@ -174,7 +180,7 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
         return options
     for name in FILES:
         setattr(options, name, getattr(options, name, None))
-        if name in ("data", "dev", "init") and getattr(options, name) is None:
+        if name in ("data", "init") and getattr(options, name) is None:
             raise InputError(f"--{name} is missing")
     fill(options, PLAIN | PRICES)
     fill(options, SHAPES, usual=False)
@@ -199,7 +205,7 @@ def check_log(options: argparse.Namespace) -> None:
     """Raises InputError for a --log that would replace what is no log."""
     log, out = os.path.realpath(options.log), os.path.realpath(options.out)
     for name in ("data", "dev"):
-        if log == os.path.realpath(getattr(options, name)):
+        if getattr(options, name) and log == os.path.realpath(getattr(options, name)):
             raise InputError(f"--log and --{name} are the same file: {options.log}")
     if os.path.commonpath([log, out]) == out:
         raise InputError(

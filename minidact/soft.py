@@ -24,15 +24,16 @@ NOTHING: Any = (None, None)  # a summary that nobody asks for, and its cache
 
 
 def soft_forward(
-    net: Network, batch: Batch, labels, prices: dict[str, Any] | None = None, guide: Any = None
-):
+    net: Network, batch: Batch, labels, prices: dict[str, Any] | None = None, guide: Any = None,
+    weights: Any = None,
+):  # fmt: skip
     """The loss of a batch: labels (B,) int classes, (B, Y) probabilities, or (B,) float targets.
 
     prices: {mechanism: its prices}; those not given are the usual ones. guide: {layer: a score of
-    each token (T,)}, by which the last of selection's samples chooses. Returns the task's losses
-    (B,), one for each sentence (of the samples the mean); terms {name: float}, of which "loss" is
-    what is minimised, their mean and what gates cost, and the others are its parts; and the cache
-    for soft_backward.
+    each token (T,)}, by which the last of selection's samples chooses. weights (B,): how much each
+    sentence's loss counts; None: all the same. Returns the task's losses (B,), one for each
+    sentence (of the samples the mean); terms {name: float}, of which "loss" is what is minimised,
+    their mean and what gates cost, and the others are its parts; and the cache for soft_backward.
     """
     prices = default_prices() | (prices or {})
     carried, count = net.config.mechanisms, len(batch.offsets) - 1
@@ -43,8 +44,10 @@ def soft_forward(
         losses, terms, head_cache = exits.heads_forward(summaries[1:], *how)
     else:
         with_labels = (net.params, net.config, labels, net.calc, net.rng)
-        losses, head_cache = bert.classifier_loss_forward(summaries[-1], *with_labels)
-        terms = {}
+        (losses, head_cache), terms = bert.classifier_loss_forward(summaries[-1], *with_labels), {}
+    weights = np.ones(count, losses.dtype) if weights is None else weights
+    weights = selection.copied(weights, len(losses) // count)
+    losses = losses * weights
     loss, costs = losses.mean(), {}
     if "planning" in carried:
         price = prices["planning"]
@@ -59,21 +62,22 @@ def soft_forward(
         price, terms["kept"] = prices["selection"], kept.mean()
         loss = loss + price.selection_cost * terms["kept"]
         costs["selection"] = (losses + price.selection_cost * kept).reshape(-1, count)
-    cache = (net, prices, losses, walk, head_cache, costs)
+    cache = (net, prices, weights, walk, head_cache, costs)
     return losses.reshape(-1, count).mean(0), {"loss": loss} | terms, cache
 
 
 def soft_backward(cache) -> dict[str, np.ndarray]:
     """Gradient of the loss with respect to every parameter that is trained."""
-    net, prices, losses, walk, head_cache, costs = cache
+    net, prices, weights, walk, head_cache, costs = cache
     carried, grads = net.config.mechanisms, dict[str, np.ndarray]()
     dsummaries, du, dpi = [None] * (net.config.num_hidden_layers + 1), None, None
-    dlosses, price = np.full_like(losses, 1 / len(losses)), prices["selection"]
+    dmean, price = np.full_like(weights, 1 / len(weights)), prices["selection"]
+    dlosses = dmean * weights
     dkept = dlog_chance = None
     if _removes(net, price):
-        dlog_chance = dlosses * selection.advantages(costs["selection"]).ravel()
+        dlog_chance = dmean * selection.advantages(costs["selection"]).ravel()
     elif "selection" in carried:
-        dkept = dlosses * losses.dtype.type(price.selection_cost)
+        dkept = dmean * dmean.dtype.type(price.selection_cost)
     if _policy_alone(net, price):
         _choices_backward(dlog_chance, walk, grads)
         return grads

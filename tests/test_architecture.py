@@ -42,7 +42,7 @@ FOLDERS = {
         {"threads"}, {"host"}, {"jit"}, {"fork"}, {"__init__"}, {"special", "tile"}, {"gemm"},
         {"int8", "attention"}, {"kernels"}, {"decisions"}, {"packed"}, {"packed_int8"}, {"layers"},
     ],
-    "train": [{"start", "guide", "teach"}, {"learn"}, {"__main__"}],
+    "train": [{"start", "guide", "teach", "told"}, {"learn"}, {"__main__"}],
     "study": [
         {"sweep", "scores", "report", "risk", "holdout", "methods"}, {"certify", "bootstrap"},
         {"compare"}, {"__main__"},

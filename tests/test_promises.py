@@ -73,7 +73,7 @@ def test_without_stderr_it_answers_all_the_same():
 def test_a_training_whose_output_nobody_takes_saves_first(task, tmp_path):
     options = arguments(task, tmp_path / "out", epochs=2000, **{"save-every": 10**6})
     command = " ".join(map(str, [sys.executable, "-m", "minidact.train", *options]))
-    result = shell(f"set -o pipefail; {command} | head -n 3")
+    result = shell(f"set -o pipefail; {command} | head -n 4")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     said = (
@@ -81,7 +81,7 @@ def test_a_training_whose_output_nobody_takes_saves_first(task, tmp_path):
     )
     (step,) = re.findall(said, result.stderr)
     resumed = shell(
-        f"{sys.executable} -m minidact.train --out {tmp_path / 'out'} --resume | head -n 2"
+        f"{sys.executable} -m minidact.train --out {tmp_path / 'out'} --resume | head -n 3"
     )
     assert resumed.stdout.splitlines()[-1] == f"goes on after step {step}"
 

@@ -14,12 +14,14 @@ from networks import prices, random_batch, random_params, small_config
 from safetensors.numpy import save_file
 from training import arguments, same, weights
 
-from minidact import Model, ops, optim
+from minidact import InputError, Model, data, ops, optim, soft
 from minidact.mechanisms import dact, token_gates
+from minidact.mechanisms.exits import Halting
+from minidact.mechanisms.planning import Planning
 from minidact.mechanisms.token_gates import TokenGates
 from minidact.network import Network
 from minidact.options import training_options
-from minidact.train import start
+from minidact.train import start, told
 from minidact.train.learn import learn
 
 
@@ -142,8 +144,8 @@ def test_label_names_and_half_precision(task, tmp_path):
     assert Model.from_pretrained(out).config.id2label == ("absent", "present")
     assert {a.dtype for a in weights(out).values()} == {np.dtype(np.float16)}
     # a file may write the numbers still, but not names that the model never saw
-    for data, code in ((tmp_path / "dev.tsv", 0), (task / "dev.tsv", 2)):
-        result = run("evaluate", "--model", out, "--data", data)
+    for file, code in ((tmp_path / "dev.tsv", 0), (task / "dev.tsv", 2)):
+        result = run("evaluate", "--model", out, "--data", file)
         assert result.returncode == code, result.stderr
     assert "unknown label" in result.stderr
 
@@ -272,6 +274,76 @@ def test_a_loss_that_is_not_finite_stops(task, tmp_path):
     assert "is nan at step 0: training stops" in result.stderr
     assert not (tmp_path / "out" / "model.safetensors").exists()
     assert "Traceback" not in result.stderr
+
+
+def test_without_a_dev_file_a_tenth_of_every_class_is_held_out(task, tmp_path):
+    rows = [f"good {i}\tyes" for i in range(60)] + [f"bad {i}\tno" for i in range(30)]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *rows, "odd\tmaybe"]) + "\n")
+    options = training_options(arguments(tmp_path, tmp_path / "none", epochs=1, seed=3))
+    options.dev, examples = None, start.read_examples(options, tmp_path / "train.tsv")
+    kept, held = start.split(options, examples)
+    assert sorted(held.labels) == ["no"] * 3 + ["yes"] * 6
+    assert sorted(kept.texts + held.texts) == sorted(examples.texts)
+    assert start.split(options, examples) == (kept, held)
+    command = arguments(tmp_path, tmp_path / "out", epochs=1)
+    at = command.index("--dev")
+    result = run("train", *command[:at], *command[at + 2 :])
+    assert result.returncode == 0, result.stderr
+    assert "scored on 9 examples; always 'yes' scores accuracy 0.6667" in result.stdout
+    small = start.chosen(examples, range(3))
+    with pytest.raises(InputError, match="too small to hold any out"):
+        start.split(options, small)
+
+
+def test_it_stops_early_where_nothing_gets_better(task, tmp_path):
+    never = {"lr": 0, "head-lr": 0, "epochs": 9}
+    result = run("train", *arguments(task, tmp_path / "out", **never), "--early-stop", "2")
+    assert result.returncode == 0, result.stderr
+    assert "epoch 3: " in result.stdout
+    assert "no better for 2 epochs, so this is the end" in result.stdout
+    assert "epoch 4: " not in result.stdout
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_balanced_weights_and_what_they_do(rng):
+    labels = np.array([0, 0, 0, 1])
+    np.testing.assert_allclose(start.balanced(labels), [2 / 3] * 3 + [2])
+    # the gradient is a sum over the sentences, each as often as its weight says
+    config = small_config(halting=Halting(3, True), planning=Planning(width=3))
+    net = Network(random_params(config, rng), config)
+    batch, labels = random_batch(np.array([0, 2, 5, 6]), config, rng), np.array([0, 1, 1])
+
+    def gradients(weights):
+        *_, cache = soft.soft_forward(net, batch, labels, prices(), weights=weights)
+        return soft.soft_backward(cache)
+
+    each, mixed = [gradients(row) for row in np.eye(3)], gradients(np.array([1, 2, 0.5]))
+    for name, g in mixed.items():
+        expected = each[0][name] + 2 * each[1][name] + each[2][name] / 2
+        np.testing.assert_allclose(g, expected, atol=1e-12)
+    for name, g in gradients(None).items():
+        np.testing.assert_allclose(g, sum(e[name] for e in each), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "like"),
+    [
+        (["0", "1"], False),
+        (["1.5", "2"], True),
+        ([str(i) for i in range(11)], True),
+        (["a"], False),
+    ],
+)
+def test_labels_that_look_like_numbers(labels, like):
+    assert data.look_like_scores(labels, start.MANY) == like
+
+
+def test_depths_that_are_all_alike_are_said():
+    config = small_config(layers=4, halting=Halting(3, True))
+    alike = told.spread(config, np.array([2] * 19 + [4]))
+    assert alike.startswith("layers that the dev texts ran: 19 in 2, 1 in 4\nnearly all are alike")
+    assert told.spread(config, np.array([1, 2, 3, 4])).count("\n") == 0
+    assert told.spread(small_config(), np.array([2])) == ""
 
 
 def test_schedule():

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from .. import checkpoint, data, files, metrics, network, optim, soft
+from .. import checkpoint, data, files, metrics, network, optim
 from ..config import Config
 from ..errors import InputError, run_command
 from ..mechanisms import exits, token_gates
@@ -30,9 +30,9 @@ from ..model import Model
 from ..network import Network
 from ..options import STATE, comma_list, training_options
 from ..signals import STOPS, noted
-from . import teach
+from . import teach, told
 from .learn import DECIDED, learn, prices_at
-from .start import Start, build, prices_of, read_examples
+from .start import Start, balanced, build, prices_of, read_examples, split
 
 AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass over all weights
 
@@ -47,7 +47,7 @@ def main() -> None:
         start = build(options, train)
         average = {n: p.copy() for n, p in start.params.items()} if options.average else {}
         progress = Progress(average, optim.zero_moments(start.params), 0, -math.inf)
-    run = Run(options, start, progress, train)
+    run = Run(options, start, progress, *split(options, train))
     with files.alone_in(files.make_directory(options.out)):
         run.go()
 
@@ -55,7 +55,7 @@ def main() -> None:
 class Progress(NamedTuple):
     """How far a run is: the moving average or {}, AdamW's moments, steps done, best dev score.
 
-    taught: what the teachers answered, or None.
+    taught: what the teachers answered, or None. without: epochs since the best score.
     """
 
     average: dict[str, np.ndarray]
@@ -63,17 +63,19 @@ class Progress(NamedTuple):
     done: int
     best: float
     taught: np.ndarray | None = None
+    without: int = 0
 
 
 class Run:
     """One training run: what it works on, and its loop."""
 
     def __init__(
-        self, options: argparse.Namespace, start: Start, progress: Progress, train: data.Examples
-    ):
+        self, options: argparse.Namespace, start: Start, progress: Progress, train: data.Examples,
+        dev: data.Examples,
+    ):  # fmt: skip
         self.options, self.start = options, start
         self.config, self.params, self.new, self.tokenizer, _ = start
-        self.average, self.moments, self.done, self.best, self.taught = progress
+        self.average, self.moments, self.done, self.best, self.taught, self.without = progress
         self.prices, self.calc = prices_of(options), network.calculus(self.params)
         self.training_config, p = self.config, options.dropout
         if options.policy_only:  # what stays as it is drops nothing
@@ -83,21 +85,23 @@ class Run:
             self.training_config = replace(self.config, **dropout)
         halting = self.config.mechanisms.get("halting")
         self.frozen = halting is not None and exits.HEADS[halting.trained].frozen
-        dev = read_examples(options, options.dev)
         regression = self.config.problem_type == "regression"
-        self.metric = metrics.choose(options.metric, train.metric, regression)
+        count = self.config.num_labels
+        self.metric = metrics.choose(options.metric, train.metric, regression, count)
         most = min(options.max_length, self.config.max_position_embeddings)
         self.tokenizer.enable_truncation(most)
         self.sentences = data.encode(self.tokenizer, train.texts, train.pairs)
         self.labels = data.label_ids(train, self.config, options.data)
+        self.weights = balanced(self.labels) if options.class_weights != "none" else None
         if options.teacher and self.taught is None:
             self.taught = teach.answers(comma_list(options.teacher), train, self.config, most)
         if self.taught is not None:
             self.labels = self.taught
         self.dev_sentences = data.encode(self.tokenizer, dev.texts, dev.pairs)
-        self.dev_labels = data.label_ids(dev, self.config, options.dev)
+        self.dev_labels = data.label_ids(dev, self.config, options.dev or options.data)
         self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
         self.total = self.per_epoch * options.epochs
+        self.layers = np.zeros(0, int)  # that the dev texts ran in the last report
 
     def go(self) -> None:
         """Trains to the end; saves on the way, and on Ctrl-C."""
@@ -107,6 +111,8 @@ class Run:
         if self.done < self.total:
             print(f"stopped and saved after step {self.done}; {self.way_on()}")
             sys.exit(128 + stops[0])
+        if text := told.spread(self.config, self.layers):
+            print(text)
         print(f"saved {out}")
 
     def train(self, out: Path, stops: list[int]) -> None:
@@ -115,13 +121,17 @@ class Run:
             leftover.unlink()
         log = open_log(self.options.log, self.done)
         self.save_state()
-        print(f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels")
-        print(self.start.note or f"goes on after step {self.done}", flush=True)
+        bar = tqdm(
+            total=self.total, initial=self.done, unit="step", dynamic_ncols=True,
+            disable=None,  # where nobody watches, only epochs are told
+        )  # fmt: skip
         try:
-            with (
-                log,
-                tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True) as bar,
-            ):
+            with log, bar:
+                print(
+                    f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels"
+                )
+                print(told.to_beat(self.config, self.metric, self.dev_labels))
+                print(self.start.note or f"goes on after step {self.done}", flush=True)
                 while self.done < self.total and not stops:
                     self.turn(bar, log)
         except OSError as error:  # nobody reads what is printed, or the log's disk is full
@@ -138,13 +148,17 @@ class Run:
 
     def turn(self, bar: Any, log: Any) -> None:
         """One step, and what falls due after it: an epoch's report, a checkpoint, the output."""
-        record, text = self.step(self.done), ""
+        record, text, value = self.step(self.done), "", 0.0
         self.done += 1
         if self.done % self.per_epoch == 0:
-            text, value = self.report()
+            text, value, self.layers = self.report()
+            self.without = 0 if value > self.best else self.without + 1
             if value > self.best and self.options.keep == "best":
                 self.save_model()
             self.best = max(self.best, value)
+            if self.without >= self.options.early_stop > 0:
+                text += f"; no better for {self.without} epochs, so this is the end"
+                self.total = self.done
         if self.done % self.options.save_every == 0 and self.done < self.total:
             self.save_state()
         log.write(json.dumps(record) + "\n")  # output may fail, so it comes last
@@ -166,8 +180,9 @@ class Run:
         prices = prices_at((step + 1) / self.total, self.prices)
         share = optim.schedule(step, self.total, o.warmup, o.schedule)
         work = (batch, self.labels[chosen], prices, self.moments, step, self.rates(step, share))
+        weights = None if self.weights is None else self.weights[chosen]
         try:
-            terms = learn(net, *work, weight_decay=o.weight_decay)
+            terms = learn(net, *work, weight_decay=o.weight_decay, weights=weights)
         except InputError as error:
             raise InputError(
                 f"{error}: training stops here; the last checkpoint in {o.out} is good (try a "
@@ -216,30 +231,9 @@ class Run:
                 self.average[token_gates.NAME][:] = gates
         return log
 
-    def report(self) -> tuple[str, float]:
-        """The dev score in full and with every mechanism in use: in words, and the latter."""
-        params = self.average or self.params
-        trained = Model(self.config, params, self.tokenizer)
-        starts = range(0, len(self.dev_labels), 32)
-        parts = [self.dev_sentences[start : start + 32] for start in starts]
-        values, layers, spent = [], [], 1.0
-        for use in ((), None) if self.config.mechanisms else ((),):
-            answers = [trained.run(part, trained.knobs(use)) for part in parts]
-            probs = np.concatenate([a.probs for a in answers])
-            values.append(metrics.score(self.metric, probs, self.dev_labels))
-            layers.append(np.concatenate([a.layers_run.sum(1) for a in answers]).mean())
-            spent = sum(a.macs.sum() for a in answers) / sum(a.macs_full.sum() for a in answers)
-        text = f"dev {self.metric} {values[0]:.4f}"
-        if self.config.mechanisms:
-            text += f", {values[1]:.4f} after {layers[1]:.2f} of {layers[0]:.0f} layers, "
-            text += f"with {spent:.0%} of the multiply-adds"
-        if token_gates.NAME in params:  # are the gates fit to be set to 0 and 1?
-            net = Network(params, self.config, self.calc)
-            probs = np.concatenate([soft.soft_answers(net, data.to_batch(part)) for part in parts])
-            value = metrics.score(self.metric, probs, self.dev_labels)
-            far = token_gates.undecided(params[token_gates.NAME])
-            text += f"; with token gates as they are, a mean {far:.3f} from 0 or 1: {value:.4f}"
-        return text, values[-1]
+    def report(self) -> told.Report:
+        trained = Model(self.config, self.average or self.params, self.tokenizer)
+        return told.report(trained, self.calc, self.dev_sentences, self.dev_labels, self.metric)
 
     def save_model(self) -> None:
         o = self.options
@@ -255,7 +249,7 @@ class Run:
         if self.taught is not None:
             tensors["taught/answers"] = self.taught
         about = {
-            "done": str(self.done), "best": str(self.best),
+            "done": str(self.done), "best": str(self.best), "without": str(self.without),
             "options": json.dumps(vars(self.options)), "config": json.dumps(self.config.to_dict()),
             "new": json.dumps(self.new), "tokenizer": self.tokenizer.to_str(),
             "before": json.dumps(self.moments[2]),
@@ -291,7 +285,7 @@ def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
         config = Config.from_dict(json.loads(about["config"]))
         tokenizer = Tokenizer.from_str(about["tokenizer"])
         new, before = json.loads(about["new"]), json.loads(about["before"])
-        done, best = int(about["done"]), float(about["best"])
+        done, best, without = int(about["done"]), float(about["best"]), int(about["without"])
     except FileNotFoundError:
         raise InputError(f"{out} holds no unfinished run ({STATE}) to go on with") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -300,7 +294,7 @@ def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
     start = Start(config, parts["params"], new, tokenizer)
     moments = (parts["m"], parts["v"], before)
     taught = parts["taught"].get("answers")
-    return options, start, Progress(parts["average"], moments, done, best, taught)
+    return options, start, Progress(parts["average"], moments, done, best, taught, without)
 
 
 def open_log(path: str | None, done: int) -> Any:

@@ -43,16 +43,16 @@ def follows_guide(net: Network, prices: dict) -> bool:
 
 def learn(
     net: Network, batch: Batch, labels, prices: dict | None, moments: optim.Moments, step: int,
-    rates: dict[str, float], weight_decay: float = 0.01,
+    rates: dict[str, float], weight_decay: float = 0.01, weights: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One step, counted from 0: forward, backward, clip, AdamW, in place; the loss's terms.
 
-    labels, prices: see soft.soft_forward; rates: the learning rate of each parameter. Raises
+    labels, prices, weights: see soft.soft_forward; rates: each parameter's learning rate. Raises
     InputError if the loss or the gradient is not finite; then nothing has changed.
     """
     follow = prices is not None and follows_guide(net, prices)
     scores = guide.scores(net, batch, labels) if follow else None
-    _, terms, cache = soft.soft_forward(net, batch, labels, prices, scores)
+    _, terms, cache = soft.soft_forward(net, batch, labels, prices, scores, weights)
     grads = soft.soft_backward(cache)
     grads = {name: g for name, g in grads.items() if rates[name]}  # gates that are set are done
     norm = optim.gradient_norm(grads, net.calc)

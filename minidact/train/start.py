@@ -14,6 +14,9 @@ from ..errors import InputError, visible
 from ..mechanisms import MECHANISMS, PREFIXES, exits, token_gates
 from ..options import comma_list
 
+HELD_OUT = 0.1  # of every class, where there is no --dev
+MANY = 10  # so many labels that are whole numbers may be classes
+
 
 class Start(NamedTuple):
     """What is trained. new: names of the parameters that learn at --head-lr. note: for people."""
@@ -32,6 +35,39 @@ def read_examples(options: argparse.Namespace, path: str) -> data.Examples:
     return examples._replace(labels=[names.get(label, label) for label in examples.labels])
 
 
+def split(
+    options: argparse.Namespace, examples: data.Examples
+) -> tuple[data.Examples, data.Examples]:
+    """The examples to train on, and those to score on: --dev's, or a tenth, held out by the seed.
+
+    Of every class a tenth is held out, so a class of fewer than five has none there. Raises
+    InputError if that leaves nothing to score on.
+    """
+    if options.dev is not None:
+        return examples, read_examples(options, options.dev)
+    regression = options.regression or examples.metric == "pearson_spearman"
+    kinds = ["" if regression else label for label in examples.labels]
+    rng, held = np.random.default_rng([options.seed, 4]), np.zeros(len(kinds), bool)
+    for kind in sorted(set(kinds)):
+        places = np.flatnonzero([label == kind for label in kinds])
+        held[rng.permutation(places)[: round(len(places) * HELD_OUT)]] = True
+    if not held.any():
+        raise InputError(f"{options.data} is too small to hold any out: name a file with --dev")
+    return chosen(examples, np.flatnonzero(~held)), chosen(examples, np.flatnonzero(held))
+
+
+def chosen(examples: data.Examples, places) -> data.Examples:
+    """Some of the examples."""
+    parts: Any = (v if isinstance(v, str) else v and [v[i] for i in places] for v in examples)
+    return data.Examples(*parts)
+
+
+def balanced(labels: np.ndarray) -> np.ndarray:
+    """A weight for every example, (N,) float32: its class's share of the loss is 1 / classes."""
+    _, kinds, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return (len(labels) / (len(counts) * counts))[kinds].astype(np.float32)
+
+
 def build(options: argparse.Namespace, train: data.Examples) -> Start:
     """The model to start from, with the mechanisms and heads that options and labels ask for."""
     path = checkpoint.resolve(options.init)
@@ -43,6 +79,10 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
         base = replace(base, num_hidden_layers=options.layers)
     regression = options.regression or train.metric == "pearson_spearman"  # STS-B's layout
     names = ("score",) if regression else label_names(options, train)
+    if not regression and data.look_like_scores(names, MANY):
+        print(f"note: the {len(names)} labels look like numbers; --regression predicts numbers")
+    if regression and options.class_weights != "none":
+        raise InputError("--class-weights needs classes, and these are numbers")
     same = same_labels(base, names, regression)
     config = replace(
         base,
