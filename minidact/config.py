@@ -41,6 +41,7 @@ class Config:
     mechanisms: {name: its shape}, for every mechanism that the model carries; {}: a plain BERT.
     budgets: {"macs_fraction", "knobs"} as measured by evaluate --calibrate, cheapest first.
     certificates: promises that evaluate --certify tested, with the knobs that keep them.
+    text_pairs: was it trained on two texts at a time? None: who knows.
     extra: keys of config.json that are kept, and not read.
     """
 
@@ -61,6 +62,7 @@ class Config:
     mechanisms: dict[str, Any] = field(default_factory=dict)
     budgets: tuple[dict, ...] = field(default=(), compare=False)
     certificates: tuple[dict, ...] = field(default=(), compare=False)
+    text_pairs: bool | None = field(default=None, compare=False)
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -113,6 +115,7 @@ class Config:
         ours = {"summary": raw.pop("summary")} | raw.pop("mechanisms")
         del raw["extra"]
         ours |= {name: list(found) for name in STORED if (found := raw.pop(name))}
+        ours |= {} if (pairs := raw.pop("text_pairs")) is None else {"text_pairs": pairs}
         raw["id2label"] = {str(i): name for i, name in enumerate(self.id2label)}
         raw["label2id"] = {name: i for i, name in enumerate(self.id2label)}
         # dtype: what `transformers` is to compute in, however the tensors are stored
@@ -170,7 +173,7 @@ def _labels(raw: dict) -> tuple[str, ...]:
 
 def _ours(raw: Any) -> dict[str, Any]:
     """The "minidact" key: which summary, which mechanisms, which settings were measured."""
-    keys = ("summary", *MECHANISMS, *STORED)
+    keys = ("summary", *MECHANISMS, *STORED, "text_pairs")
     if not isinstance(raw, dict) or set(raw) - set(keys):
         raise InputError(f'config.json: "minidact" may hold {", ".join(keys)} only')
     summary, shapes = raw.get("summary", "cls"), {}
@@ -187,6 +190,10 @@ def _ours(raw: Any) -> dict[str, Any]:
         "summary": known("config.json: summary", summary, SUMMARIES),
         "mechanisms": shapes,
     }
+    pairs = raw.get("text_pairs")
+    if pairs not in (None, True, False):
+        raise InputError("config.json: minidact.text_pairs must be true or false")
+    ours["text_pairs"] = pairs
     return ours | {name: _stored(name, raw.get(name, [])) for name in STORED}
 
 

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("text", help="the text, or - to read one text per line from standard input")
     add("--pair", help="a second text, for tasks on two")
+    add("--pairs", action="store_true", help="with -: a line holds two texts, a tab between them")
     add("--json", action="store_true", help="one JSON object per text")
     add("--trace", action="store_true", help="show what every layer did")
     add_model_options(p)
@@ -112,6 +113,8 @@ def main() -> None:
     options = parser().parse_args()
     if options.text == "-" and options.pair is not None:
         raise InputError("--pair goes with one text, not with texts from standard input")
+    if options.pairs and options.text != "-":
+        raise InputError("--pairs is for texts from standard input; --pair takes a second text")
     if options.text == "-" and sys.stdin is None:
         raise InputError("there is nothing to read: standard input is closed")
     how = how_to_answer(options)
@@ -120,18 +123,25 @@ def main() -> None:
     ready = is_compiled(bits)
     if ready:
         model = load_fast(model, how, bits)
+    if model.config.text_pairs and not options.pairs and options.pair is None:
+        wanted = "--pairs reads two from each line" if options.text == "-" else "--pair takes one"
+        print(f"note: the model was trained on two texts at a time; {wanted}", file=sys.stderr)
     if options.text != "-":
         show(model(options.text, options.pair, **how), options)
         if not ready and jit.is_kept():
             compile_now(model, how, bits)
         return
-    numbers, most = count(1), data.most_characters(model.tokenizer) + 1
+    numbers, most = count(1), (1 + options.pairs) * data.most_characters(model.tokenizer) + 1
     for texts in batched(lines(sys.stdin.buffer, most), options.batch_size):
-        readable = [text for text in texts if text is not None]
-        predictions = iter(model(readable, batch_size=options.batch_size, **how))
-        for text, number in zip(texts, numbers, strict=False):
-            if text is None:
-                refuse(f"line {number}: not valid UTF-8", options)
+        wrong = [why_not(text, options.pairs) for text in texts]
+        readable = [text or "" for text, why in zip(texts, wrong, strict=True) if not why]
+        pairs = None
+        if options.pairs:
+            readable, pairs = ([line.split("\t")[i] for line in readable] for i in (0, 1))
+        predictions = iter(model(readable, pairs, batch_size=options.batch_size, **how))
+        for why, number in zip(wrong, numbers, strict=False):
+            if why:
+                refuse(f"line {number}: {why}", options)
             else:
                 show(next(predictions), options)
         sys.stdout.flush()
@@ -162,6 +172,14 @@ def rest_of_line(stream: BinaryIO, piece: bytes) -> Iterator[bytes]:
     """The pieces of a line that follow its first one."""
     while not piece.endswith(b"\n") and (piece := stream.readline(PIECE)):
         yield piece
+
+
+def why_not(line: str | None, paired: bool) -> str:
+    """Why a line cannot be answered; "" if it can."""
+    if line is None:
+        return "not valid UTF-8"
+    tabs = line.count("\t")
+    return f"{tabs} tabs, where one parts two texts" if paired and tabs != 1 else ""
 
 
 def refuse(reason: str, options) -> None:

@@ -175,6 +175,7 @@ BROKEN = [
     (rich_vocabulary, "ids up to 112"),
     (config(model_type="roberta"), "'roberta' model, not 'bert'"),
     (config(hidden_act="relu"), "only 'gelu'"),
+    (config(minidact={"text_pairs": "yes"}), "minidact.text_pairs must be true or false"),
     (config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
     (config(hidden_size="36"), "hidden_size is '36'"),
     (config(num_attention_heads=5), "not a multiple"),

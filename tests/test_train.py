@@ -189,6 +189,19 @@ def test_pairs_order_dropout_and_the_other_switches(tmp_path):
     assert trained.config.hidden_dropout_prob == 0.1  # --dropout is of the training alone
     assert trained("good film", "the good").label == "same"
     assert trained("good film", "the bad").label == "other"
+    # infer takes two texts from a line, and says where a second one is wanted
+    lines = "good film\tthe good\nno second text\ngood film\tthe bad\n"
+    streamed = run("infer", "-", "--pairs", "--model", out, "--json", stdin=lines)
+    said = [json.loads(line) for line in streamed.stdout.splitlines()]
+    assert [answer.get("label") for answer in said] == ["same", None, "other"]
+    assert said[1]["error"] == "line 2: 0 tabs, where one parts two texts"
+    assert streamed.stderr == ""
+    alone = run("infer", "good film", "--model", out)
+    assert "note: the model was trained on two texts at a time; --pair takes one" in alone.stderr
+    assert alone.returncode == 0
+    refused = run("infer", "good film", "--pairs", "--model", out)
+    assert refused.returncode == 2
+    assert "--pairs is for texts from standard input" in refused.stderr
 
 
 def test_gates_close_and_a_second_stage_leaves_them_as_they_are(task, tmp_path):

@@ -90,6 +90,7 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
         problem_type="regression" if regression else "single_label_classification",
         mechanisms=chosen_mechanisms(options, base),
         summary=options.summary or base.summary,
+        text_pairs=train.pairs is not None,
         budgets=(),  # they and certificates were measured on another model
         certificates=(),
         extra={k: v for k, v in base.extra.items() if k in ("pad_token_id", "initializer_range")},
