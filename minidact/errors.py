@@ -1,6 +1,6 @@
 """The one exception that a user's mistake raises, and how a command ends: on it, and on all else.
 
-What a command promises in each case is the table in README.md, "When something goes wrong".
+What a command promises in each case is told in tutorials/when-something-goes-wrong.md.
 """
 
 import io
@@ -43,7 +43,7 @@ def known(name: str, value: Any, choices: Iterable[str]) -> Any:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's main() and ends as README's table says: in a sentence, never a traceback.
+    """Runs a command's main() and ends in a sentence, never a traceback.
 
     An OSError here is of a stream: files of their own raise InputError. Ctrl-C ends it with exit
     code 130. Before and after, it just ends the process: see __init__.py.

@@ -43,9 +43,16 @@ def test_the_first_block_installs_answers_and_tests():
     assert commands[1] == '$ pip install -q -e ".[test,tutorials]" && python -m pytest'
 
 
+def test_it_is_read_in_one_go_and_its_links_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "minidact/README.md", *(ROOT / "tutorials").glob("*.md")]
+    assert pages[0].read_text().count("\n") <= 250
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:)([^)#]*)[^)]*\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
 def test_every_file_has_its_line_in_the_tree():
-    readme = (ROOT / "README.md").read_text()
-    tree = readme[readme.index("    minidact/\n") :]
+    tree = (ROOT / "minidact" / "README.md").read_text()
     for path in (ROOT / "minidact").rglob("*"):
         if path.is_dir() and list(path.glob("*.py")):
             assert re.search(rf"^ +{path.name}/ ", tree, re.M), path.name
