@@ -22,7 +22,7 @@ from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob
 from .model import Model
 from .options import add_knob, add_model_options, fill, flag, how_to_answer
-from .study import certify, report, sweep
+from .study import certify, explore, report, sweep
 from .study.scores import measure, table
 
 CERTIFYING = {
@@ -58,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
         "what its texts were taken for")  # fmt: skip
     add("--predictions", metavar="FILE", help="write a row for every text, with the input's "
         "columns, to a .csv or .jsonl file")  # fmt: skip
+    add("--explore", metavar="PAGE", help="write one page (.html) to move the knobs of halting in, "
+        "and to look at every text")  # fmt: skip
     add("--texts", metavar="FILE", help="write the class and the multiply-adds of every text, with "
         "--sweep at every point, to an .npz file")  # fmt: skip
     add("--plot", metavar="FILE", help="with --sweep: draw it (.svg, .png, ..; needs matplotlib)")
@@ -107,6 +109,9 @@ def once(options: argparse.Namespace, result: dict, examples, labels, model: Mod
     if model.config.problem_type != "regression":
         names = model.config.id2label
         result |= report.report(result["metric"], result["probs"].argmax(1), labels, names)
+    if options.explore:
+        page = explore.page(model, examples, labels, result["metric"], options.batch_size)
+        write_file(Path(options.explore), page.encode())
     if options.predictions:
         rows = report.predictions(examples, result, names)
         report.write(rows, report.check(options.predictions))
@@ -144,6 +149,12 @@ def check(options: argparse.Namespace, how: dict) -> None:
         raise InputError("--classes and --predictions are of one setting: no --sweep, no --certify")
     if options.predictions:
         report.check(options.predictions)
+    if options.explore:
+        if Path(options.explore).suffix != ".html":
+            raise InputError(f"--explore {options.explore}: the name must end in .html")
+        if options.sweep or options.certify:
+            raise InputError("--explore goes with neither --sweep nor --certify")
+        write_file(Path(options.explore), b"", rehearse=True)
     if options.texts:
         if options.certify:
             raise InputError("--texts does not go with --certify")

@@ -44,8 +44,8 @@ FOLDERS = {
     ],
     "train": [{"start", "guide", "teach", "told"}, {"learn"}, {"__main__"}],
     "study": [
-        {"sweep", "scores", "report", "risk", "holdout", "methods"}, {"certify", "bootstrap"},
-        {"compare"}, {"__main__"},
+        {"sweep", "scores", "report", "risk", "holdout", "methods"},
+        {"certify", "bootstrap", "explore"}, {"compare"}, {"__main__"},
     ],
     "bulk": [{"rows"}, {"part"}, {"__main__"}],
     "plot": [{"__init__"}, {"__main__"}],
