@@ -124,7 +124,7 @@ class Config:
 
 
 def check_mechanisms(config: Config) -> None:
-    """Raises InputError for mechanisms that do not fit the network, or each other."""
+    """Raises InputError for mechanisms that do not fit the network."""
     for name in config.mechanisms:
         record = MECHANISMS[name]
         if record.answers and config.problem_type == "regression":
@@ -134,9 +134,6 @@ def check_mechanisms(config: Config) -> None:
                 f"{name} needs {record.least_layers} layers, and there are "
                 f"{config.num_hidden_layers}"
             )
-        for other in record.excludes:
-            if other in config.mechanisms:
-                raise InputError(f"{name} and {other} exclude each other: choose one")
 
 
 def _checked(raw: dict, name: str, knob: Knob, prefix: str = "config.json: ") -> Any:

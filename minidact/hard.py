@@ -19,7 +19,7 @@ from . import bert, ragged
 from .config import Config
 from .errors import InputError, known
 from .fast.layers import Reference
-from .mechanisms import KNOBS, exits, planning, selection, token_gates
+from .mechanisms import KNOBS, check_together, exits, planning, selection, token_gates
 from .network import Network, full_macs, has_classifier, macs
 from .ragged import Batch
 
@@ -67,6 +67,7 @@ def check_knobs(config: Config, knobs: Knobs) -> None:
         if not isinstance(name, str) or name not in config.mechanisms:
             has = ", ".join(config.mechanisms) or "no mechanism"
             raise InputError(f"the model does not carry {name!r}; it has {has}")
+    check_together(knobs.use)
     for name, knob in KNOBS.items():
         value = getattr(knobs, name)
         if wrong := knob.misfit(value):

@@ -21,7 +21,7 @@ from .config import Config
 from .errors import InputError, visible
 from .fast.layers import layers_for, stored_bits, weights_digest
 from .hard import Answers, Knobs, check_knobs, hard_forward
-from .mechanisms import KNOBS, MECHANISMS
+from .mechanisms import KNOBS, MECHANISMS, together
 from .mechanisms.record import Knob
 from .network import Network, calculus
 from .signals import interruptible
@@ -191,7 +191,8 @@ class Model:
                 raise InputError(f"a {name} chooses the other knobs: give it alone")
             stored = self._certified(risk) if budget is None else self._affordable(budget)
             return self.knobs(**stored)
-        use = self.config.mechanisms if use is None else [use] if isinstance(use, str) else use
+        use = together(self.config.mechanisms) if use is None else use
+        use = [use] if isinstance(use, str) else use
         if not isinstance(use, Iterable):
             raise InputError(f"use is {use!r}, neither a mechanism's name nor a list of them")
         knobs = Knobs(tuple(use), **given)
@@ -274,8 +275,8 @@ class Model:
         """One text -> a Prediction; any number of them -> a list of Predictions, in order.
 
         text_pairs: for tasks on two texts, the second ones. batch_size: texts that are worked on
-        together. use: the mechanisms to switch on (default: all; () for plain BERT). Raises
-        InputError for what cannot be answered. The knobs:
+        together. use: the mechanisms to switch on (default: all that go together; () for plain
+        BERT). Raises InputError for what cannot be answered. The knobs:
         """
         single = isinstance(texts, str)
         firsts, seconds = _texts(texts, "text"), None

@@ -80,7 +80,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--full", action="store_true", help="nothing adaptive: every layer runs")
     names = ", ".join(MECHANISMS)
-    add("--use", help=f"mechanisms to switch on, by commas, of {names} (default: all it carries)")
+    add("--use", help=f"mechanisms to switch on, by commas, of {names} (default: all it carries "
+        "that go together)")  # fmt: skip
     for name, knob in (KNOBS | ANSWERING).items():
         add_knob(parser, name, knob)
 

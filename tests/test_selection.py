@@ -23,13 +23,15 @@ from minidact.fast.layers import Reference
 from minidact.fast.packed import Encoder
 from minidact.fast.packed_int8 import EncoderInt8
 from minidact.gradcheck import check_gradient, check_op
-from minidact.mechanisms import selection
+from minidact.hard import Knobs
+from minidact.mechanisms import selection, together
 from minidact.mechanisms.exits import Halting
 from minidact.mechanisms.planning import Planning
 from minidact.mechanisms.selection import Selection
 from minidact.network import Network
 from minidact.options import STATE
 from minidact.ragged import Batch
+from minidact.study import sweep
 from minidact.train import guide
 
 sizes = st.integers(1, 6)
@@ -549,10 +551,42 @@ def test_a_trace_says_how_sure_the_policy_was(trained):
     assert "chances" not in told.to_dict()
 
 
+def test_a_policy_that_learns_alone_joins_a_model_as_it_is(task, tmp_path):
+    """Token gates, planners and halting stay, bit for bit; the policy learns without the gates."""
+    first, out = tmp_path / "first", tmp_path / "out"
+    gates = "halting,planning,tokens"
+    result = run("train", *arguments(task, first, use=gates, epochs=2, summary="mean"))
+    assert result.returncode == 0, result.stderr
+    alone = ["--policy-only", "--estimator=gumbel"]
+    options = {"init": first, "use": "halting,planning,selection", "epochs": 1}
+    result = run("train", *arguments(task, out, *alone, **options))
+    assert result.returncode == 0, result.stderr
+    both = {"init": first, "use": "halting,tokens,selection"}
+    refused = run("train", *arguments(task, tmp_path / "both", *alone, **both))
+    assert refused.returncode == 2
+    assert "selection and tokens exclude each other: choose one (--use says" in refused.stderr
+    before, after = weights(first), weights(out)
+    assert same({name: after[name] for name in before}, before)
+    assert {n.split(".")[0] for n in set(after) - set(before)} == {"selection"}
+    model = Model.from_pretrained(out)
+    assert list(model.config.mechanisms) == ["halting", "planning", "tokens", "selection"]
+    with_gates = Model.from_pretrained(first)
+    assert model("the good film").probs == with_gates("the good film").probs
+    assert model("the good film", use=["halting", "selection"]).chances
+
+
 def test_it_excludes_token_gates():
-    raw = {"selection": {}, "tokens": {}}
+    """A model may carry both. Where nothing is said it uses the first."""
+    both = {"halting": {}, "selection": {}, "tokens": {}}
+    config = Config.from_dict({"num_hidden_layers": 4, "minidact": both})
+    assert together(config.mechanisms) == ("halting", "tokens")
     with pytest.raises(InputError, match="selection and tokens exclude each other"):
-        Config.from_dict({"num_hidden_layers": 4, "minidact": raw})
+        hard.check_knobs(config, Knobs(("selection", "tokens")))
+    curves = {}
+    for name, knobs in sweep.settings(config):
+        curves.setdefault(name, set()).add(knobs["use"])
+    assert curves["all"] == {("halting", "tokens")}
+    assert curves["all+selection"] == {("halting", "selection")}
     with pytest.raises(InputError, match="selection_pool"):
         Config.from_dict({"minidact": {"selection": {"selection_pool": "first"}}})
     assert ops.sigmoid_forward(np.array([selection.GATE_BIAS]))[0] > 0.5  # at first all stay

@@ -1,7 +1,9 @@
 """The mechanisms, each in a file of its own; this is their list."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from ..errors import InputError
 from .exits import HALTING
 from .planning import PLANNING
 from .record import Knob, Mechanism
@@ -11,6 +13,23 @@ from .token_gates import TOKEN_GATES
 MECHANISMS: dict[str, Mechanism] = {m.name: m for m in (HALTING, PLANNING, TOKEN_GATES, SELECTION)}
 KNOBS: dict[str, Knob] = {name: k for m in MECHANISMS.values() for name, k in m.knobs.items()}
 PREFIXES = tuple(m.prefix for m in MECHANISMS.values())  # of the tensors that are ours, not BERT's
+
+
+def together(carried: Iterable[str]) -> tuple[str, ...]:
+    """Those that are used where nothing is said: of two that exclude each other, the first."""
+    carried, out = set(carried), list[str]()
+    for name, record in MECHANISMS.items():
+        if name in carried and not set(record.excludes) & set(out):
+            out.append(name)
+    return tuple(out)
+
+
+def check_together(use: Iterable[str]) -> None:
+    """Raises InputError for mechanisms that cannot be used beside each other."""
+    for name in (use := set(use)):
+        for other in MECHANISMS[name].excludes:
+            if other in use:
+                raise InputError(f"{name} and {other} exclude each other: choose one")
 
 
 def default_prices() -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Mechanism(NamedTuple):
     macs(shape, sizes): multiply-adds of one question to it.
     answers: its heads answer after every layer, in place of pooler and classifier. They need
     classes.
-    least_layers: it needs so many. excludes: mechanisms that it cannot be used beside.
+    least_layers: it needs so many. excludes: earlier ones that it is not used beside.
     """
 
     name: str

@@ -127,7 +127,7 @@ def row(
 
 def is_related(name: Name) -> bool:
     """Is it what others do, and not a mechanism?"""
-    return name[1] not in (*MECHANISMS, "all")
+    return name[1] not in MECHANISMS and not name[1].startswith("all")
 
 
 def best_related(sums: dict[Name, dict[int, Summary]], seeds: Iterable[int]) -> Name | None:

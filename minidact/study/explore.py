@@ -17,6 +17,7 @@ from tqdm import tqdm
 from .. import data
 from ..errors import InputError
 from ..hard import Answers, Knobs
+from ..mechanisms import together
 from ..mechanisms.exits import HEADS, RULES
 from ..model import Model
 from . import sweep
@@ -34,7 +35,7 @@ def page(model: Model, examples: data.Examples, labels, metric: str, batch_size:
         raise InputError("--explore shows one text at a time, and the file has two in a row")
     own = HEADS[halting.trained].rule
     texts = [data.encode(model.tokenizer, [text])[0] for text in examples.texts]
-    gates = tuple(name for name in model.config.mechanisms if name != "halting")
+    gates = tuple(name for name in together(model.config.mechanisms) if name != "halting")
     told: dict[str, Any] = {
         "labels": model.config.id2label, "layers": model.config.num_hidden_layers,
         "metric": metric, "truth": [int(label) for label in labels], "texts": examples.texts,

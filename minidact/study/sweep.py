@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..mechanisms import MECHANISMS
+from ..mechanisms import MECHANISMS, together
 from ..mechanisms.exits import HEADS, RULES
 from ..mechanisms.record import Knob
 from ..options import choose
@@ -41,19 +41,30 @@ def _settings(config: Config) -> Iterator[Point]:
         for key, knob in _swept(name, own).items():
             for value in knob.sweep:
                 yield name, {"use": (name,), key: value}
-    knobs = {key: knob for name in carried for key, knob in _swept(name, own).items()}
-    if len(carried) > 1 and knobs:
+    for name, use in _sets(carried):
+        knobs = {key: knob for name in use for key, knob in _swept(name, own).items()}
         first = next(iter(knobs))
         for value in knobs[first].sweep:  # one knob moves, as for each mechanism alone
-            yield "all", {"use": carried, first: value}
-        for values in product(
-            *(knob.grid or (knob.usual,) for knob in knobs.values())
-        ):  # all knobs: for --budget
+            yield name, {"use": use, first: value}
+        tried = (knob.grid or (knob.usual,) for knob in knobs.values())
+        for values in product(*tried):  # all knobs: for --budget
             chosen = dict(zip(knobs, values, strict=True))
             if any(chosen[key] != knobs[key].usual for key in knobs if key != first):
-                yield "grid", {"use": carried, **chosen}
+                yield "grid", {"use": use, **chosen}
     if halting:
         yield from _rules(config, own)
+
+
+def _sets(carried: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yields (curve, mechanisms): all that go together, and again with what that leaves out."""
+    usual = together(carried)
+    if len(usual) > 1:
+        yield "all", usual
+    for name in carried:
+        if name not in usual:
+            others = (other for other in usual if other not in MECHANISMS[name].excludes)
+            if len(use := (*others, name)) > 1:
+                yield f"all+{name}", use
 
 
 def _swept(name: str, own: Any) -> dict[str, Knob]:

@@ -77,12 +77,15 @@ class Run:
         self.config, self.params, self.new, self.tokenizer, _ = start
         self.average, self.moments, self.done, self.best, self.taught, self.without = progress
         self.prices, self.calc = prices_of(options), network.calculus(self.params)
-        self.training_config, p = self.config, options.dropout
+        used = self.config.mechanisms if options.use is None else comma_list(options.use)
+        self.use = tuple(name for name in self.config.mechanisms if name in used)
+        shapes = {name: self.config.mechanisms[name] for name in self.use}
+        self.training_config, p = replace(self.config, mechanisms=shapes), options.dropout
         if options.policy_only:  # what stays as it is drops nothing
             p = 0.0
         if p is not None:
             dropout = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
-            self.training_config = replace(self.config, **dropout)
+            self.training_config = replace(self.training_config, **dropout)
         halting = self.config.mechanisms.get("halting")
         self.frozen = halting is not None and exits.HEADS[halting.trained].frozen
         regression = self.config.problem_type == "regression"
@@ -220,7 +223,7 @@ class Run:
     def after(self, step: int) -> dict[str, float]:
         """What follows an update: gates stay in 0..1, and the average moves. More for the log."""
         gates, log = self.params.get(token_gates.NAME), {}
-        if gates is not None:
+        if gates is not None and "tokens" in self.use:
             np.clip(gates, 0, 1, out=gates)
             log["undecided"] = token_gates.undecided(gates)
             if self.decided(step):
@@ -233,7 +236,8 @@ class Run:
 
     def report(self) -> told.Report:
         trained = Model(self.config, self.average or self.params, self.tokenizer)
-        return told.report(trained, self.calc, self.dev_sentences, self.dev_labels, self.metric)
+        dev = (self.dev_sentences, self.dev_labels, self.metric)
+        return told.report(trained, self.use, self.calc, *dev)
 
     def save_model(self) -> None:
         o = self.options

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from .. import checkpoint, data, network
 from ..config import Config, check_mechanisms
 from ..errors import InputError, visible
-from ..mechanisms import MECHANISMS, PREFIXES, exits, token_gates
+from ..mechanisms import MECHANISMS, PREFIXES, check_together, exits, token_gates
 from ..options import comma_list
 
 HELD_OUT = 0.1  # of every class, where there is no --dev
@@ -84,11 +84,19 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
     if regression and options.class_weights != "none":
         raise InputError("--class-weights needs classes, and these are numbers")
     same = same_labels(base, names, regression)
+    carried = chosen_mechanisms(options, base)
+    try:
+        check_together(carried)
+    except InputError as error:
+        raise InputError(f"{error} (--use says which mechanisms to train)") from None
+    if options.policy_only:  # all else stays as it is
+        both = base.mechanisms | carried
+        carried = {name: both[name] for name in MECHANISMS if name in both}
     config = replace(
         base,
         id2label=base.id2label if same else names,
         problem_type="regression" if regression else "single_label_classification",
-        mechanisms=chosen_mechanisms(options, base),
+        mechanisms=carried,
         summary=options.summary or base.summary,
         text_pairs=train.pairs is not None,
         budgets=(),  # they and certificates were measured on another model

@@ -1,5 +1,6 @@
 """What a training tells: what it is to beat, how good it is, how its depths spread."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,23 +23,26 @@ class Report(NamedTuple):
     layers: np.ndarray  # (N,) int
 
 
-def report(trained: Model, calc, sentences: list[data.Encoded], labels, metric: str) -> Report:
-    """Scores a model on a dev set, in full and with every mechanism in use."""
+def report(
+    trained: Model, use: tuple[str, ...], calc, sentences: list[data.Encoded], labels, metric: str
+) -> Report:
+    """Scores a model on a dev set, in full and with the mechanisms in use."""
     config, params = trained.config, trained.params
     parts = [sentences[start : start + 32] for start in range(0, len(labels), 32)]
     values, layers, spent = [], [], 1.0
-    for use in ((), None) if config.mechanisms else ((),):
-        answers = [trained.run(part, trained.knobs(use)) for part in parts]
+    for used in ((), use) if use else ((),):
+        answers = [trained.run(part, trained.knobs(used)) for part in parts]
         probs = np.concatenate([a.probs for a in answers])
         values.append(metrics.score(metric, probs, labels))
         layers.append(np.concatenate([a.layers_run.sum(1) for a in answers]))
         spent = sum(a.macs.sum() for a in answers) / sum(a.macs_full.sum() for a in answers)
     text = f"dev {metric} {values[0]:.4f}"
-    if config.mechanisms:
+    if use:
         text += f", {values[1]:.4f} after {layers[1].mean():.2f} of {config.num_hidden_layers} "
         text += f"layers, with {spent:.0%} of the multiply-adds"
-    if token_gates.NAME in params:  # are the gates fit to be set to 0 and 1?
-        net = Network(params, config, calc)
+    if "tokens" in use:  # are the gates fit to be set to 0 and 1?
+        shapes = {name: config.mechanisms[name] for name in use}
+        net = Network(params, replace(config, mechanisms=shapes), calc)
         probs = np.concatenate([soft.soft_answers(net, data.to_batch(part)) for part in parts])
         value = metrics.score(metric, probs, labels)
         far = token_gates.undecided(params[token_gates.NAME])
