@@ -36,6 +36,13 @@ def offsets_strategy(draw, most_sentences=4, most_tokens=7):
 seeds = st.integers(0, 2**32 - 1)
 
 
+def importing(directory) -> dict[str, str]:
+    """The environment, for a process that imports from the directory first."""
+    before = os.environ.get("PYTHONPATH")
+    paths = [str(directory), *([before] if before else [])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def run(module: str, *args, stdin=None, env=None, cwd=ROOT):
     """A command as a user types it: `python -m minidact.MODULE ARGS`."""
     args = [arg if isinstance(arg, bytes) else str(arg) for arg in args]

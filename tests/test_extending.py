@@ -5,14 +5,13 @@ and to nothing else: all other files are the package's own.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import FIXTURES, ROOT
+from conftest import FIXTURES, ROOT, importing
 from training import arguments
 
 PATCH = FIXTURES / "fourth_mechanism.patch"
@@ -52,7 +51,7 @@ def run_in(directory):
     def run(*command):
         return subprocess.run(
             [sys.executable, *map(str, command)], cwd=directory, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": str(directory)},
+            env=importing(directory),
         )  # fmt: skip
 
     return run

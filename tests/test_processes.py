@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 from answers import TEXTS, ask_shipped, close, figures
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, importing
 
 from minidact import Model
 
@@ -44,7 +44,7 @@ def in_a_program(code: str) -> str:
     """What a program prints that is started anew, so that its first use of kernels is its own."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True,
-        cwd=ROOT / "tests", env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=600,
+        cwd=ROOT / "tests", env=importing(ROOT), timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
