@@ -84,6 +84,10 @@ def main() -> None:
     model = load_model(options.model, how, options.bits)
     labels = data.label_ids(examples, model.config, options.data)
     fixed = (model, examples, labels, options.metric, options.batch_size)
+    if options.explore:
+        explore.check(model, examples)
+    if options.classes and model.config.problem_type == "regression":
+        raise InputError("--classes needs classes, and the model predicts numbers")
     if not options.sweep:
         result, _ = measure(*fixed, how, each=True)
         once(options, result, examples, labels, model)

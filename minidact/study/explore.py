@@ -26,14 +26,17 @@ TEMPLATE = Path(__file__).with_name("explorer.html")
 PLACE = "/* data */"
 
 
-def page(model: Model, examples: data.Examples, labels, metric: str, batch_size: int = 32) -> str:
-    """The whole page, as HTML. Raises InputError for a model without halting, or two texts each."""
-    halting = model.config.mechanisms.get("halting")
-    if halting is None:
+def check(model: Model, examples: data.Examples) -> None:
+    """Raises InputError for a model without halting, and for texts in pairs."""
+    if "halting" not in model.config.mechanisms:
         raise InputError("--explore shows where texts stop: the model needs halting")
     if examples.pairs:
         raise InputError("--explore shows one text at a time, and the file has two in a row")
-    own = HEADS[halting.trained].rule
+
+
+def page(model: Model, examples: data.Examples, labels, metric: str, batch_size: int = 32) -> str:
+    """The whole page, as HTML, of what `check` lets pass."""
+    own = HEADS[model.config.mechanisms["halting"].trained].rule
     texts = [data.encode(model.tokenizer, [text])[0] for text in examples.texts]
     gates = tuple(name for name in together(model.config.mechanisms) if name != "halting")
     told: dict[str, Any] = {
