@@ -147,7 +147,14 @@ def test_a_mechanism_is_named_where_it_acts_and_nowhere_else():
     """By a string, that is: in the two passes, in training's schedules, and in what compares."""
     may = {"soft", "hard", "train.guide", "train.learn", "train.start", "train.__main__"}
     may |= {name_of(file) for file in MECHANISM_FILES}
-    may |= {"study.sweep", "study.methods", "bench.cases", "bench.peers", "fast.decisions"}
+    may |= {
+        "study.sweep",
+        "study.methods",
+        "study.explore",
+        "bench.cases",
+        "bench.peers",
+        "fast.decisions",
+    }
     for file in FILES:
         strings = {
             n.value for n in ast.walk(ast.parse(file.read_text())) if type(n) is ast.Constant
