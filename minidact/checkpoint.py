@@ -163,8 +163,9 @@ def _refuse(path: Path, lack: str) -> NoReturn:
     if any(path.glob("*.bin")):
         raise InputError(
             f"{path} has {lack}, only pickles (.bin), which can run code and are never read; where "
-            "you trust them and have transformers, convert: AutoModelForSequenceClassification"
-            f".from_pretrained({str(path)!r}).save_pretrained('converted')"
+            "you trust them and have transformers, convert them there: AutoModel (of a fine-tuned "
+            "one AutoModelForSequenceClassification)"
+            f".from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
         )
     raise InputError(f"{path} has {lack}: it is not a model directory")
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import checkpoint, data, metrics, plot
-from .config import STORED
+from .config import STORED, Config
 from .errors import InputError, run_command
 from .fast.layers import stored_bits
 from .files import write_file
@@ -34,6 +34,7 @@ CERTIFYING = {
     ),
     "seed": Knob(0, "with --certify: of the split into texts that order and that test", 0, 2**63),
 }  # fmt: skip
+WRITTEN = {"predictions": (".csv", ".jsonl"), "explore": (".html",), "texts": (".npz",)}
 SAME = ("risk", "confidence", "bits", "weights")  # a new certificate takes such a one's place
 
 
@@ -86,8 +87,10 @@ def main() -> None:
     fixed = (model, examples, labels, options.metric, options.batch_size)
     if options.explore:
         explore.check(model, examples)
-    if options.classes and model.config.problem_type == "regression":
-        raise InputError("--classes needs classes, and the model predicts numbers")
+    if model.config.problem_type == "regression" and (options.classes or options.texts):
+        raise InputError("--classes and --texts need classes, and the model predicts numbers")
+    if options.predictions:
+        report.check(examples, names_of(model.config))
     if not options.sweep:
         result, _ = measure(*fixed, how, each=True)
         once(options, result, examples, labels, model)
@@ -109,20 +112,24 @@ def main() -> None:
 
 def once(options: argparse.Namespace, result: dict, examples, labels, model: Model) -> None:
     """Prints a score, what it is made of, and writes what was asked for of every text."""
-    names: tuple[str, ...] = ("score",)
-    if model.config.problem_type != "regression":
-        names = model.config.id2label
+    names = names_of(model.config)
+    if len(names) > 1:
         result |= report.report(result["metric"], result["probs"].argmax(1), labels, names)
     if options.explore:
         page = explore.page(model, examples, labels, result["metric"], options.batch_size)
-        write_file(Path(options.explore), page.encode())
+        write_file(Path(options.explore), page.encode("utf-8", "replace"))
     if options.predictions:
         rows = report.predictions(examples, result, names)
-        report.write(rows, report.check(options.predictions))
+        report.write(rows, Path(options.predictions))
     write_texts(options.texts, [result], labels)
     print(json.dumps(result) if options.json else table(result))
     if options.classes and not options.json:
         print(report.classes(result))
+
+
+def names_of(config: Config) -> tuple[str, ...]:
+    """What is predicted: the classes, or a regression's one number."""
+    return ("score",) if config.problem_type == "regression" else config.id2label
 
 
 def write_texts(path: str | None, points: list[dict], labels: np.ndarray) -> None:
@@ -151,18 +158,17 @@ def check(options: argparse.Namespace, how: dict) -> None:
         plot.check(options.plot)
     if (options.classes or options.predictions) and (options.sweep or options.certify):
         raise InputError("--classes and --predictions are of one setting: no --sweep, no --certify")
-    if options.predictions:
-        report.check(options.predictions)
-    if options.explore:
-        if Path(options.explore).suffix != ".html":
-            raise InputError(f"--explore {options.explore}: the name must end in .html")
-        if options.sweep or options.certify:
-            raise InputError("--explore goes with neither --sweep nor --certify")
-        write_file(Path(options.explore), b"", rehearse=True)
-    if options.texts:
-        if options.certify:
-            raise InputError("--texts does not go with --certify")
-        write_file(Path(options.texts), b"", rehearse=True)
+    if options.explore and (options.sweep or options.certify):
+        raise InputError("--explore goes with neither --sweep nor --certify")
+    if options.texts and options.certify:
+        raise InputError("--texts does not go with --certify")
+    for name, endings in WRITTEN.items():
+        if path := getattr(options, name):
+            if Path(path).suffix not in endings:
+                raise InputError(f"--{name} {path}: the name must end in {' or '.join(endings)}")
+            if os.path.realpath(path) == os.path.realpath(options.data):
+                raise InputError(f"--{name} and --data are the same file: {path}")
+            write_file(Path(path), b"", rehearse=True)
     if not options.certify:
         given = [flag(n, k) for n, k in CERTIFYING.items() if getattr(options, n) is not None]
         if given:

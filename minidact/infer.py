@@ -124,15 +124,17 @@ def main() -> None:
     if ready:
         model = load_fast(model, how, bits)
     if model.config.text_pairs and not options.pairs and options.pair is None:
-        wanted = "--pairs reads two from each line" if options.text == "-" else "--pair takes one"
+        wanted = (
+            "--pairs reads two from each line" if options.text == "-" else "--pair gives the second"
+        )
         print(f"note: the model was trained on two texts at a time; {wanted}", file=sys.stderr)
     if options.text != "-":
         show(model(options.text, options.pair, **how), options)
         if not ready and jit.is_kept():
             compile_now(model, how, bits)
         return
-    numbers, most = count(1), (1 + options.pairs) * data.most_characters(model.tokenizer) + 1
-    for texts in batched(lines(sys.stdin.buffer, most), options.batch_size):
+    numbers, most = count(1), data.most_characters(model.tokenizer) + 1
+    for texts in batched(lines(sys.stdin.buffer, most, options.pairs), options.batch_size):
         wrong = [why_not(text, options.pairs) for text in texts]
         readable = [text or "" for text, why in zip(texts, wrong, strict=True) if not why]
         pairs = None
@@ -154,18 +156,21 @@ def batched(texts: Iterator[str | None], size: int) -> Iterator[list[str | None]
         yield batch
 
 
-def lines(stream: BinaryIO, most: int) -> Iterator[str | None]:
+def lines(stream: BinaryIO, most: int, paired: bool = False) -> Iterator[str | None]:
     """Every line as text, without its end; None for one that is not UTF-8.
 
     Of a longer line than `most` characters these are kept, and never is all of it in memory.
+    paired: so many are kept of what is before and of what is behind a tab, and two tabs.
     """
     while first := stream.readline(PIECE):
-        text, valid, decoder = "", True, codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        texts, valid, decoder = [""], True, codecs.getincrementaldecoder("utf-8")("surrogateescape")
         for piece in chain([first], rest_of_line(stream, first), [b""]):
             more = decoder.decode(piece, final=not piece)
             valid = valid and not NOT_UTF8.search(more)
-            text += more[: most - len(text)]
-        yield text.rstrip("\r\n") if valid else None
+            first_part, *others = more.split("\t", 3 - len(texts)) if paired else [more]
+            texts[-1] += first_part[: most - len(texts[-1])]
+            texts += [part[:most] for part in others]
+        yield "\t".join(texts).rstrip("\r\n") if valid else None
 
 
 def rest_of_line(stream: BinaryIO, piece: bytes) -> Iterator[bytes]:
@@ -178,8 +183,9 @@ def why_not(line: str | None, paired: bool) -> str:
     """Why a line cannot be answered; "" if it can."""
     if line is None:
         return "not valid UTF-8"
-    tabs = line.count("\t")
-    return f"{tabs} tabs, where one parts two texts" if paired and tabs != 1 else ""
+    if paired and line.count("\t") != 1:
+        return "one tab must separate two texts"
+    return ""
 
 
 def refuse(reason: str, options) -> None:

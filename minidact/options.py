@@ -131,7 +131,8 @@ PLAIN = {
     "no_shuffle": Knob(False, "take the examples as they come"),
     "dtype": Knob("float32", "dtype of the saved weights", choices=("float32", "float16")),
     "early_stop": Knob(
-        0, "stop after so many epochs without a better dev score; 0: never", 0, 10_000
+        0, "stop after so many epochs without a better dev score, once all layers and gates are "
+        "as they stay; 0: never", 0, 10_000
     ),
     "class_weights": Knob(
         "none", "balanced: a class counts the more the rarer it is", choices=("none", "balanced")

@@ -153,7 +153,7 @@ BROKEN = [
     (truncated, "damaged or not a safetensors file"),
     (lying_header, "damaged or not a safetensors file"),
     (no_tensors, "no model.safetensors"),
-    (pickle_only, "never read; where you trust them and have transformers, convert"),
+    (pickle_only, "never read; where you trust them and have transformers, convert them there"),
     (missing, "lacks bert.encoder.layer.1.output.dense.bias"),
     (no_classifier, "fine-tune it first"),
     (unexpected, "bert.encoder.layer.7.odd"),

@@ -145,7 +145,15 @@ def test_options_of_mechanisms_have_names_of_their_own():
 
 def test_a_mechanism_is_named_where_it_acts_and_nowhere_else():
     """By a string, that is: in the two passes, in training's schedules, and in what compares."""
-    may = {"soft", "hard", "train.guide", "train.learn", "train.start", "train.__main__"}
+    may = {
+        "soft",
+        "hard",
+        "train.guide",
+        "train.learn",
+        "train.start",
+        "train.told",
+        "train.__main__",
+    }
     may |= {name_of(file) for file in MECHANISM_FILES}
     may |= {
         "study.sweep",

@@ -8,8 +8,10 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, run
+from training import arguments
 
 from minidact import Model
+from minidact.mechanisms.exits import HEADS, RULES
 
 REVIEWS = ROOT / "tutorials" / "data" / "reviews.tsv"
 BROWSER = next(
@@ -112,7 +114,10 @@ def test_hands_move_it(page):
 
 @in_a_browser
 def test_what_is_in_texts_and_labels_stays_text(tmp_path):
-    label, text = "<b>bold</b>", "</script><img src=x onerror=document.title='broken'> \u2028 <!--"
+    label, text = (
+        "<b>bold</b>",
+        "</script><img src=x onerror=document.title='broken'> \u2028 \ud800 <!--",
+    )
     data = [{"text": text, "label": label}, {"text": "the good film", "label": "a"}] * 8
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     options = ["--data", tmp_path / "data.jsonl", "--init", TINY, "--out", tmp_path / "out"]
@@ -128,6 +133,27 @@ def test_what_is_in_texts_and_labels_stays_text(tmp_path):
     assert "<img" not in shown.split("</script>", 1)[0]
     assert "&lt;/script&gt;&lt;img src=x" in shown
     assert "&lt;b&gt;bold&lt;/b&gt;" in shown
+
+
+@in_a_browser
+@pytest.mark.parametrize("heads", ["pondernet", "berxit"])
+def test_heads_that_learnt_another_way(heads, task, tmp_path):
+    out, data = tmp_path / "out", task / "dev.tsv"
+    options = {"use": "halting", "heads": heads, "epochs": 2, "summary": "mean"}
+    trained = run("train", *arguments(task, out, **options))
+    assert trained.returncode == 0, trained.stderr
+    page, rule = tmp_path / "page.html", RULES[HEADS[heads].rule]
+    told = run("evaluate", "--data", data, "--model", out, "--explore", page)
+    assert told.returncode == 0, told.stderr
+    model, lines = Model.from_pretrained(out), data.read_text().splitlines()[1:]
+    depths = set()
+    for at in (*rule.knob.sweep[0:8:2], rule.knob.usual):
+        answers = model([line.split("\t")[0] for line in lines], rule=HEADS[heads].rule, at=at)
+        layers = np.array([len(p.layers_run) for p in answers])
+        _, exits = figures(dom(page, f"rule={HEADS[heads].rule}&knob={at}"))
+        assert exits == np.bincount(layers, minlength=3)[1:].tolist(), at
+        depths.add(layers.mean())
+    assert len(depths) > 1
 
 
 def test_the_page_needs_nothing_beside_it(page):

@@ -39,15 +39,16 @@ def test_no_phrase_of_a_held_out_sentence_trains(sentences, data):
 def test_the_command_writes_whole_rows(tmp_path):
     texts = ["good film", "a good film .", "film", "film", "a bad film .", "bad", "the end ."]
     rows = [f"{text}\t{i % 2}\n" for i, text in enumerate(texts)]
+    rows[2] = "a\rfilm\t0\n"  # which is one row
     (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "".join(rows))
     options = ["--data", tmp_path / "train.tsv", "--certify", 1, "--choose", 1, "--out"]
     files = {}
     for name in ("one", "two"):
         result = run("study.holdout", *options, tmp_path / name)
         assert result.returncode == 0, result.stderr
-        files[name] = [file.read_text() for file in sorted((tmp_path / name).iterdir())]
+        files[name] = [file.read_bytes() for file in sorted((tmp_path / name).iterdir())]
     assert files["one"] == files["two"]
-    held = [text.splitlines(keepends=True) for text in files["one"]]
+    held = [[f"{line}\n" for line in text.decode().split("\n")[:-1]] for text in files["one"]]
     assert [lines[0] for lines in held] == ["sentence\tlabel\n"] * 3
     assert len(held[0]) == len(held[1]) == 2
     assert set().union(*(lines[1:] for lines in held)) <= set(rows)
@@ -58,11 +59,14 @@ def test_the_command_writes_whole_rows(tmp_path):
     [
         (["--certify", 500], "there are 2 whole sentences; 500 + 0 were to be held out"),
         (["--certify", -1], "must be 0 or more"),
+        (["--data", "blank.tsv"], "the first line must be the header"),
         (["--data", "README.md"], "README.md: the name must end in .tsv"),
     ],
 )
 def test_what_cannot_be_held_out(options, sentence, tmp_path):
     (tmp_path / "a.tsv").write_text("text\tlabel\ngood\t1\nbad\t0\n")
+    (tmp_path / "blank.tsv").write_text("\ntext\tlabel\ngood\t1\nbad\t0\n")
+    options = [tmp_path / "blank.tsv" if o == "blank.tsv" else o for o in options]
     usual = ["--data", tmp_path / "a.tsv", "--out", tmp_path / "out", "--choose", 0]
     result = run("study.holdout", *usual, *options)
     assert result.returncode == 2

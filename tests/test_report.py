@@ -77,6 +77,8 @@ def test_predictions_of_every_text(kind, tmp_path):
     [
         (["--predictions", "x.txt"], "--predictions x.txt: the name must end in .csv or .jsonl"),
         (["--predictions", "nowhere/x.csv"], "nowhere/x.csv could not be written"),
+        (["--predictions", REVIEWS.with_suffix(".csv")], "are the same file"),
+        (["--texts", "x.tsv"], "--texts x.tsv: the name must end in .npz"),
         (["--classes", "--sweep"], "--classes and --predictions are of one setting"),
         (
             ["--texts", "x", "--certify", "--risk", "0.1", "--loss", "accuracy"],
@@ -84,11 +86,29 @@ def test_predictions_of_every_text(kind, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_told(options, sentence):
-    result = run("evaluate", "--data", REVIEWS, *options)
+def test_what_cannot_be_told(options, sentence, tmp_path):
+    data = REVIEWS
+    if "same file" in sentence:
+        data = options[1] = tmp_path / "a.csv"
+        data.write_text("text,label\ngood,1\nbad,0\n")
+    result = run("evaluate", "--data", data, *options)
     assert result.returncode == 2
     assert sentence in result.stderr
     assert result.stdout == ""
+
+
+def test_odd_texts_come_back_from_a_csv(tmp_path):
+    odd = {"text": 'a\rb,"c"\nd', "label": "LABEL_0", "more": {"x": [1]}}
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps(odd) + "\n" + json.dumps(odd | {"label": "LABEL_1"})
+    )
+    out = tmp_path / "b.csv"
+    result = run("evaluate", "--data", tmp_path / "a.jsonl", "--model", TINY, "--predictions", out)
+    assert result.returncode == 0, result.stderr
+    with open(out, newline="") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    assert [row["text"] for row in rows] == [odd["text"]] * 2
+    assert json.loads(rows[0]["more"]) == {"x": [1]}
 
 
 def test_a_column_is_never_overwritten(tmp_path):

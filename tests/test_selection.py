@@ -561,6 +561,13 @@ def test_a_policy_that_learns_alone_joins_a_model_as_it_is(task, tmp_path):
     options = {"init": first, "use": "halting,planning,selection", "epochs": 1}
     result = run("train", *arguments(task, out, *alone, **options))
     assert result.returncode == 0, result.stderr
+    named = options | {"use": "selection"}
+    heads = run("train", *arguments(task, tmp_path / "heads", *alone, **named))
+    assert heads.returncode == 0, heads.stderr  # those that answer are used, named or not
+    assert "halting" in Model.from_pretrained(tmp_path / "heads").config.mechanisms
+    nobody = run("train", *arguments(task, tmp_path / "nobody", *alone, init=out, use="halting"))
+    assert nobody.returncode == 2
+    assert "--policy-only needs --use selection" in nobody.stderr
     both = {"init": first, "use": "halting,tokens,selection"}
     refused = run("train", *arguments(task, tmp_path / "both", *alone, **both))
     assert refused.returncode == 2

@@ -22,7 +22,7 @@ from minidact.mechanisms.token_gates import TokenGates
 from minidact.network import Network
 from minidact.options import training_options
 from minidact.train import start, told
-from minidact.train.learn import learn
+from minidact.train.learn import are_settled, learn
 
 
 @pytest.mark.parametrize("use", ["", "halting", "halting,planning,tokens"])
@@ -194,12 +194,19 @@ def test_pairs_order_dropout_and_the_other_switches(tmp_path):
     streamed = run("infer", "-", "--pairs", "--model", out, "--json", stdin=lines)
     said = [json.loads(line) for line in streamed.stdout.splitlines()]
     assert [answer.get("label") for answer in said] == ["same", None, "other"]
-    assert said[1]["error"] == "line 2: 0 tabs, where one parts two texts"
+    assert said[1]["error"] == "line 2: one tab must separate two texts"
     assert streamed.stderr == ""
     alone = run("infer", "good film", "--model", out)
-    assert "note: the model was trained on two texts at a time; --pair takes one" in alone.stderr
+    assert (
+        "note: the model was trained on two texts at a time; --pair gives the second"
+        in alone.stderr
+    )
     assert alone.returncode == 0
     refused = run("infer", "good film", "--pairs", "--model", out)
+    long = "good film " * 4000 + "\tthe bad"
+    for tabs, expected in (("", "the bad"), ("\t", "one tab")):
+        line = run("infer", "-", "--pairs", "--model", out, "--json", stdin=long + tabs)
+        assert expected in line.stdout
     assert refused.returncode == 2
     assert "--pairs is for texts from standard input" in refused.stderr
 
@@ -308,6 +315,45 @@ def test_without_a_dev_file_a_tenth_of_every_class_is_held_out(task, tmp_path):
         start.split(options, small)
 
 
+def test_a_class_of_five_has_one_held_out(task, tmp_path):
+    rows = [f"text {i}\t{i % 2}" for i in range(10)]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    options = training_options(arguments(tmp_path, tmp_path / "none"))
+    options.dev = None
+    kept, held = start.split(options, start.read_examples(options, tmp_path / "train.tsv"))
+    assert sorted(held.labels) == ["0", "1"]
+    assert len(kept.labels) == 8
+
+
+def test_the_first_layers_of_a_model_with_every_mechanism(task, tmp_path):
+    shipped = ROOT / "weights" / "sst2-minilm-l6"
+    for use in ("", "halting"):
+        out = tmp_path / f"out{use}"
+        options = {"init": shipped, "use": use, "epochs": 1, "lr": 0, "head-lr": 0, "layers": 2}
+        command = [word for word in arguments(task, out, **options) if word]
+        if not use:
+            command[command.index("--use") + 1 : command.index("--use") + 1] = [""]
+        result = run("train", *command)
+        assert result.returncode == 0, result.stderr
+        config = Model.from_pretrained(out).config
+        assert config.num_hidden_layers == 2
+        assert set(config.mechanisms) == ({use} if use else set())
+    before, after = weights(shipped), weights(out)
+    name = "bert.encoder.layer.1.output.dense.weight"
+    np.testing.assert_array_equal(before[name].astype(np.float32), after[name])
+    more = run("train", *arguments(task, tmp_path / "more", init=shipped, layers=7))
+    assert more.returncode == 2
+    assert "--layers is 7, and --init has 6" in more.stderr
+
+
+def test_epochs_without_gain_count_once_all_is_settled():
+    priced = prices(explore_share=0.3, guided=0.2)
+    for use, first in (((), 0.0), (("halting",), 0.0), (("planning",), 0.3), (("tokens",), 0.9),
+                       (("halting", "planning", "selection"), 0.3)):  # fmt: skip
+        assert are_settled(first, use, priced) == (first == 0)
+        assert are_settled(first + 0.01, use, priced)
+
+
 def test_it_stops_early_where_nothing_gets_better(task, tmp_path):
     never = {"lr": 0, "head-lr": 0, "epochs": 9}
     result = run("train", *arguments(task, tmp_path / "out", **never), "--early-stop", "2")
@@ -353,10 +399,12 @@ def test_labels_that_look_like_numbers(labels, like):
 
 def test_depths_that_are_all_alike_are_said():
     config = small_config(layers=4, halting=Halting(3, True))
-    alike = told.spread(config, np.array([2] * 19 + [4]))
+    use = ("halting",)
+    alike = told.spread(config, use, np.array([2] * 19 + [4]))
     assert alike.startswith("layers that the dev texts ran: 19 in 2, 1 in 4\nnearly all are alike")
-    assert told.spread(config, np.array([1, 2, 3, 4])).count("\n") == 0
-    assert told.spread(small_config(), np.array([2])) == ""
+    assert told.spread(config, use, np.array([1, 2, 3, 4])).count("\n") == 0
+    for use, layers in (((), [2]), (("tokens",), [4, 4]), (("halting",), [])):
+        assert told.spread(config, use, np.array(layers, int)) == ""
 
 
 def test_schedule():

@@ -10,7 +10,6 @@ tables, with intervals over texts and seeds.
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, run_command
+from ..files import write_file
 from ..options import STATE, choose, comma_list
 from . import compare
 from .bootstrap import COSTS
@@ -65,7 +65,7 @@ def main() -> None:
         for method in methods:
             for seed in seeds:
                 out = place(o, task, method, seed)
-                if (out / compare.SWEEP).exists():
+                if compare.is_finished(out):
                     found.setdefault(method, {})[seed] = compare.found_in(out)
         rows += compare.rows(task, TASKS[task], found)
     print(json.dumps(rows, indent=1) if o.json else compare.table(rows))
@@ -95,15 +95,16 @@ def study(o, task: str, method: str, seed: int) -> None:
             command = f"train {paths} --seed {seed} {options}"
         call(command, sys.stderr)
     evaluate = f"evaluate --model {shlex.quote(str(out))} --data {shlex.quote(str(dev))} --json"
-    if not (out / compare.SWEEP).exists():
+    if not compare.is_finished(out):
         kind = f"--sweep --curves {','.join(curves)}" if curves else ""
         texts = shlex.quote(str(out / compare.TEXTS))
         text = call(f"{evaluate} {kind} --texts {texts}", subprocess.PIPE)
-        keep(text, out / compare.SWEEP)
+        write_file(out / compare.SWEEP, text.encode())
     first = seed == int(comma_list(o.seeds)[0])
     if first and curves and not (out / compare.TIMES).exists():
         points = json.loads((out / compare.SWEEP).read_text())["points"]
-        keep(json.dumps(list(times(evaluate, curves, points))), out / compare.TIMES)
+        told = list(times(evaluate, curves, points))
+        write_file(out / compare.TIMES, json.dumps(told).encode())
 
 
 def times(evaluate: str, curves: tuple[str, ...], points: list[dict]) -> Iterator[dict[str, Any]]:
@@ -125,13 +126,6 @@ def options_of(knobs: dict[str, Any]) -> str:
     """The knobs as a command's options."""
     words = {name: ",".join(v) if name == "use" else v for name, v in knobs.items()}
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in words.items())
-
-
-def keep(text: str, file: Path) -> None:
-    """Writes a file whole, or not at all."""
-    unfinished = file.with_suffix(".part")
-    unfinished.write_text(text)
-    os.replace(unfinished, file)
 
 
 def call(command: str, stdout) -> Any:

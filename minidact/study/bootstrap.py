@@ -5,7 +5,7 @@ set of texts, and another seed of the training, would have given another area. T
 the N texts again, with replacement, R times, and the seeds as well. Two methods are compared on the
 same draws, so what both find hard does not count as a difference. Of the R differences, the middle
 95 % are the interval. A method is "above" another if all of the interval is above 0, "below" if all
-of it is below, else "level".
+of it is below, else "level". With one seed the interval is about texts alone.
 
 Letters: P settings of a curve, N texts, R draws, S seeds.
 """
@@ -83,12 +83,14 @@ def summary(curve: Curve, metric: str, counts, lowest: float) -> Summary:
 def over_seeds(of_seeds: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
     """(1 + R,): the mean over S seeds; in each draw over S seeds that were drawn, too.
 
-    of_seeds: S of (1 + R,). Methods with the same seeds meet the same draws of them.
+    of_seeds: S of (1 + R,). Methods with the same seeds meet the same draws of them. Drawing S of S
+    values varies too little by the factor (S - 1) / S, half for two seeds: that is made good.
     """
     each = np.array(of_seeds)  # (S, 1 + R)
     chosen = np.random.default_rng([seed, 1]).integers(0, len(each), each.shape)
     chosen[:, 0] = np.arange(len(each))
-    return np.take_along_axis(each, chosen, 0).mean(0)
+    mean, drawn = each.mean(0), np.take_along_axis(each, chosen, 0).mean(0)
+    return mean + (drawn - mean) * np.sqrt(len(each) / max(len(each) - 1, 1))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -26,6 +26,11 @@ class Found(NamedTuple):
     times: list[dict]
 
 
+def is_finished(out: Path) -> bool:
+    """Is a training swept, with what every text got?"""
+    return (out / SWEEP).exists() and (out / TEXTS).exists()
+
+
 def found_in(out: Path) -> dict[str, Found]:
     """{curve: what is there}; without a sweep, of a plain network, the curve is "full"."""
     result = json.loads((out / SWEEP).read_text())
@@ -70,7 +75,7 @@ def rows(task: str, about: Task, found: dict[str, dict[int, dict[str, Found]]]) 
 
     A row's "area" is the mean score over the low half of the multiply-adds, "spread" its standard
     deviation between seeds, "kept" the share of the full score at COSTS, and "against" the related
-    method with the best area on the same seeds, with which it is compared.
+    method that has all of its seeds and, on these, the best area: with it it is compared.
     """
     named: dict[Name, dict[int, Found]] = {
         (method, name): {seed: curves[name] for seed, curves in seeds.items()}
@@ -107,19 +112,20 @@ def row(
     own = [sums[name][seed] for seed in sorted(seeds)]
     full = [seeds[seed].full for seed in sorted(seeds)]
     areas = [float(s.area[0]) for s in own]
-    kept = np.mean([s.at[:, 0] / f for s, f in zip(own, full, strict=True)], 0)
+    whole = np.mean(full)
     out: dict[str, Any] = {
         "task": task, "method": method, "curve": curve,
         "epochs": epochs(method if method in EVERY else "plain", about), "seeds": sorted(seeds),
         "full": full, "area": float(np.mean(areas)),
         "spread": float(np.std(areas, ddof=1)) if len(areas) > 1 else None,
-        "kept": {f"{cost:g}": float(k) for cost, k in zip(COSTS, kept, strict=True)},
+        "kept": {f"{cost:g}": float(np.mean([s.at[i, 0] for s in own]) / whole) if whole else None
+                 for i, cost in enumerate(COSTS)},
         "times": next((seeds[s].times for s in sorted(seeds) if seeds[s].times), []),
     }  # fmt: skip
     if not is_related(name) and (other := best_related(sums, seeds)) is not None:
-        common = sorted(set(seeds) & set(sums[other]))
         ours, theirs = (
-            bootstrap.over_seeds([sums[n][seed].area for seed in common]) for n in (name, other)
+            bootstrap.over_seeds([sums[n][seed].area for seed in sorted(seeds)])
+            for n in (name, other)
         )
         out |= {"against": list(other)} | bootstrap.compared(ours, theirs)
     return out
@@ -131,11 +137,11 @@ def is_related(name: Name) -> bool:
 
 
 def best_related(sums: dict[Name, dict[int, Summary]], seeds: Iterable[int]) -> Name | None:
-    """The related method with the best mean area on these seeds, of those that have one of them."""
+    """The related method with the best mean area on these seeds, of those that have them all."""
     wanted, means = set(seeds), {}
     for name, theirs in sums.items():
-        if is_related(name) and (common := wanted & set(theirs)):
-            means[name] = np.mean([theirs[seed].area[0] for seed in common])
+        if is_related(name) and wanted <= set(theirs):
+            means[name] = np.mean([theirs[seed].area[0] for seed in wanted])
     return max(means, key=lambda name: means[name]) if means else None
 
 
@@ -159,7 +165,7 @@ def cells(r: dict) -> list[str]:
     if "area" not in r:
         return [*start, "", "", "", ""]
     spread = "" if r["spread"] is None else f" ± {100 * r['spread']:.1f}"
-    kept = [f"{share:.1%}" for share in r["kept"].values()]
+    kept = ["" if share is None else f"{share:.1%}" for share in r["kept"].values()]
     against = ""
     if "against" in r:
         low, high = 100 * r["low"], 100 * r["high"]

@@ -22,14 +22,28 @@ from ..mechanisms.exits import HEADS, RULES
 from ..model import Model
 from . import sweep
 
+# what explorer.html can compute; a rule of your own needs a line in its RULES, and here
+SHOWN = (
+    "dact",
+    "fixed",
+    "confidence",
+    "entropy",
+    "patience",
+    "uncertainty",
+    "cumulated",
+    "certain",
+)
 TEMPLATE = Path(__file__).with_name("explorer.html")
 PLACE = "/* data */"
 
 
 def check(model: Model, examples: data.Examples) -> None:
-    """Raises InputError for a model without halting, and for texts in pairs."""
-    if "halting" not in model.config.mechanisms:
+    """Raises InputError for a model without halting, a rule unknown there, and texts in pairs."""
+    halting = model.config.mechanisms.get("halting")
+    if halting is None:
         raise InputError("--explore shows where texts stop: the model needs halting")
+    if (own := HEADS[halting.trained].rule) not in SHOWN:
+        raise InputError(f"--explore does not know the rule {own!r}")
     if examples.pairs:
         raise InputError("--explore shows one text at a time, and the file has two in a row")
 
@@ -43,10 +57,10 @@ def page(model: Model, examples: data.Examples, labels, metric: str, batch_size:
         "labels": model.config.id2label, "layers": model.config.num_hidden_layers,
         "metric": metric, "truth": [int(label) for label in labels], "texts": examples.texts,
         "pieces": [text.tokens for text in texts], "rules": rules(model, own), "own": own,
-        "modes": [mode(model, texts, gates[:0], own, batch_size)],
+        "modes": [mode(model, texts, (), batch_size)],
     }  # fmt: skip
     if gates and RULES[own].averages:
-        told["modes"].append(mode(model, texts, gates, own, batch_size))
+        told["modes"].append(mode(model, texts, gates, batch_size))
     written = json.dumps(told, ensure_ascii=False).replace("<", "\\u003c")  # no tag can end it
     return TEMPLATE.read_text("utf-8").replace(PLACE, written)
 
@@ -54,17 +68,18 @@ def page(model: Model, examples: data.Examples, labels, metric: str, batch_size:
 def rules(model: Model, own: str) -> list[dict[str, Any]]:
     """The rules that a sweep tries on this model's heads, their own first: names and ranges."""
     swept = [knobs.get("rule") for _, knobs in sweep.settings(model.config)]
-    names = [own, *(name for name in dict.fromkeys(swept) if name not in (None, own))]
-    knobs = {name: RULES[name].knob for name in names}
+    names = [own, *(name for name in dict.fromkeys(swept) if name in SHOWN and name != own)]
+    depths = tuple(range(1, model.config.num_hidden_layers + 1))
     return [
-        {"name": name, "set_by": RULES[name].set_by, "usual": knob.usual, "sweep": knob.sweep,
-         "averages": RULES[name].averages, "what": knob.help}
-        for name, knob in knobs.items()
+        {"name": name, "set_by": RULES[name].set_by, "averages": RULES[name].averages,
+         "usual": RULES[name].knob.usual,
+         "sweep": depths if name == "fixed" else RULES[name].knob.sweep}
+        for name in names
     ]  # fmt: skip
 
 
 def mode(
-    model: Model, texts: list[data.Encoded], gates: tuple[str, ...], own: str, batch_size: int
+    model: Model, texts: list[data.Encoded], gates: tuple[str, ...], batch_size: int
 ) -> dict[str, Any]:
     """What every layer says of the texts with these gates in use, and what each stop costs.
 
@@ -73,7 +88,7 @@ def mode(
     each token the first layer that it was dropped before.
     """
     depth = model.config.num_hidden_layers
-    runs = {"a": Knobs(gates), "y": Knobs(gates, rule="fixed", at=depth)}
+    runs = {"a": Knobs(gates, rule="dact"), "y": Knobs(gates, rule="fixed", at=depth)}
     runs |= {f"{n}": Knobs(("halting", *gates), rule="fixed", at=n) for n in range(1, depth + 1)}
     said: dict[str, list[Answers]] = {name: [] for name in runs}
     starts = range(0, len(texts), batch_size)
@@ -90,7 +105,5 @@ def mode(
         "costs": np.stack(costs, 1), "full": of("a", "macs_full", np.float64),
         "stayed": of("a", "stayed", np.uint8),
     }  # fmt: skip
-    if not RULES[own].averages:
-        del arrays["a"], arrays["p"]
     packed = {name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()}
     return {"gates": gates, **packed}

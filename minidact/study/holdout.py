@@ -82,12 +82,16 @@ def main() -> None:
     if Path(o.data).suffix != ".tsv":
         raise InputError(f"{o.data}: the name must end in .tsv")
     examples = read_examples(o.data)
-    lines = Path(o.data).read_bytes().splitlines(keepends=True)
+    lines = Path(o.data).read_bytes().split(b"\n")  # as read_examples counts them
+    if not lines[0] or examples.lines[0] == 1:
+        raise InputError(f"{o.data}: the first line must be the header")
     texts = [" ".join(text.split()) for text in examples.texts]
     parts = split(texts, o.certify, o.choose, o.seed)
     out = make_directory(o.out)
     for name, rows in zip(("certify.tsv", "choose.tsv", "train.tsv"), parts, strict=True):
-        write_file(out / name, b"".join([lines[0]] + [lines[examples.lines[i] - 1] for i in rows]))
+        write_file(
+            out / name, b"\n".join([lines[0], *(lines[examples.lines[i] - 1] for i in rows), b""])
+        )
         print(f"{out / name}: {len(rows)} rows")
 
 

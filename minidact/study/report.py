@@ -10,10 +10,8 @@ import numpy as np
 
 from .. import metrics
 from ..data import Examples
-from ..errors import InputError
+from ..errors import InputError, visible
 from ..files import write_file
-
-KINDS = (".csv", ".jsonl")
 
 
 def report(metric: str, predicted, labels, names: tuple[str, ...]) -> dict[str, Any]:
@@ -41,13 +39,14 @@ def report(metric: str, predicted, labels, names: tuple[str, ...]) -> dict[str, 
 
 def classes(r: dict[str, Any]) -> str:
     """What `report` returned, as a table: a line for each class that texts have."""
-    width = max(len(row["label"]) for row in r["per_class"]) + 2
-    heads = "".join(f"{row['label']:>{max(width, 8)}}" for row in r["per_class"])
+    labels = [visible(row["label"]) for row in r["per_class"]]
+    width = max(map(len, labels)) + 2
+    heads = "".join(f"{label:>{max(width, 8)}}" for label in labels)
     lines = [f"{'':{width}}{'precision':>10}{'recall':>8}{'F1':>8}{'texts':>8}  taken for{heads}"]
-    for row, counts in zip(r["per_class"], r["confusion"], strict=True):
+    for label, row, counts in zip(labels, r["per_class"], r["confusion"], strict=True):
         cells = "".join(f"{count:>{max(width, 8)}}" for count in counts)
         lines.append(
-            f"{row['label']:{width}}{row['precision']:10.3f}{row['recall']:8.3f}{row['f1']:8.3f}"
+            f"{label:{width}}{row['precision']:10.3f}{row['recall']:8.3f}{row['f1']:8.3f}"
             f"{row['texts']:8}{'':11}{cells}"
         )
     return "\n".join(lines)
@@ -56,38 +55,35 @@ def classes(r: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------- every text
 
 
-def check(path: str) -> Path:
-    """The path, if predictions can be written there; raises InputError if not."""
-    file = Path(path)
-    if file.suffix not in KINDS:
-        raise InputError(f"--predictions {path}: the name must end in {' or '.join(KINDS)}")
-    write_file(file, b"", rehearse=True)
-    return file
+def check(examples: Examples, names: tuple[str, ...]) -> None:
+    """Raises InputError if the input has a column of the name of one that is written."""
+    given = set(examples.others[0]) if examples.others else set()
+    if taken := given & set(columns(names, bool(examples.pairs))):
+        raise InputError(f"the input has a column {sorted(taken)[0]!r} already")
+
+
+def columns(names: tuple[str, ...], paired: bool) -> list[str]:
+    """The columns that predictions have beside the input's others."""
+    given = ["text", "label", *(["text_pair"] if paired else []), "predicted"]
+    probs = [f"p({name})" for name in names] if len(names) > 1 else []
+    return [*given, *probs, "layers", "macs_fraction"]
 
 
 def predictions(examples: Examples, result: dict[str, Any], names: tuple[str, ...]) -> list[dict]:
-    """A row for every text: the input's columns, and what was predicted.
+    """A row for every text: the input's other columns, and those that `columns` says.
 
     result: of scores.measure, with what it tells of every text. names: the classes', (Y,), or of a
-    regression's single number. Raises InputError if the input has a column of a name of ours.
+    regression's single number.
     """
     rows = []
     for i, text in enumerate(examples.texts):
-        row = dict(examples.others[i]) if examples.others else {}
-        given = {"text": text, "label": examples.labels[i]}
-        if examples.pairs:
-            given["text_pair"] = examples.pairs[i]
         probs = [float(p) for p in result["probs"][i]]
-        if len(names) == 1:
-            ours: dict[str, Any] = {"predicted": probs[0]}
-        else:
-            ours = {"predicted": names[int(np.argmax(probs))]}
-            ours |= {f"p({name})": p for name, p in zip(names, probs, strict=True)}
-        ours["layers"] = int(result["layers"][i])
-        ours["macs_fraction"] = float(result["macs"][i] / result["macs_full"][i])
-        if taken := set(row) & {*given, *ours}:
-            raise InputError(f"the input has a column {sorted(taken)[0]!r} already")
-        rows.append(row | given | ours)
+        pair = [examples.pairs[i]] if examples.pairs else []
+        said = [names[int(np.argmax(probs))], *probs] if len(names) > 1 else probs
+        share = float(result["macs"][i] / result["macs_full"][i])
+        values = [text, examples.labels[i], *pair, *said, int(result["layers"][i]), share]
+        ours = zip(columns(names, bool(pair)), values, strict=True)
+        rows.append((examples.others[i] if examples.others else {}) | dict(ours))
     return rows
 
 
@@ -97,8 +93,10 @@ def write(rows: list[dict], file: Path) -> None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
         written = io.StringIO()
-        table = csv.DictWriter(written, list(rows[0]), lineterminator="\n")
+        table = csv.DictWriter(written, list(rows[0]))
         table.writeheader()
-        table.writerows(rows)
+        for row in rows:  # what is nested in JSON stays JSON
+            table.writerow({k: json.dumps(v) if isinstance(v, list | dict) else v
+                            for k, v in row.items()})  # fmt: skip
         text = written.getvalue()
     write_file(file, text.encode("utf-8", "replace"))

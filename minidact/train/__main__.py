@@ -25,13 +25,13 @@ from tqdm import tqdm
 from .. import checkpoint, data, files, metrics, network, optim
 from ..config import Config
 from ..errors import InputError, run_command
-from ..mechanisms import exits, token_gates
+from ..mechanisms import MECHANISMS, exits, token_gates
 from ..model import Model
 from ..network import Network
 from ..options import STATE, comma_list, training_options
 from ..signals import STOPS, noted
 from . import teach, told
-from .learn import DECIDED, learn, prices_at
+from .learn import DECIDED, are_settled, learn, prices_at
 from .start import Start, balanced, build, prices_of, read_examples, split
 
 AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass over all weights
@@ -78,7 +78,10 @@ class Run:
         self.average, self.moments, self.done, self.best, self.taught, self.without = progress
         self.prices, self.calc = prices_of(options), network.calculus(self.params)
         used = self.config.mechanisms if options.use is None else comma_list(options.use)
-        self.use = tuple(name for name in self.config.mechanisms if name in used)
+        self.use = tuple(  # a policy that learns alone needs the heads that answer
+            name for name in self.config.mechanisms
+            if name in used or (options.policy_only and MECHANISMS[name].answers)
+        )  # fmt: skip
         shapes = {name: self.config.mechanisms[name] for name in self.use}
         self.training_config, p = replace(self.config, mechanisms=shapes), options.dropout
         if options.policy_only:  # what stays as it is drops nothing
@@ -104,6 +107,8 @@ class Run:
         self.dev_labels = data.label_ids(dev, self.config, options.dev or options.data)
         self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
         self.total = self.per_epoch * options.epochs
+        if self.without >= options.early_stop > 0:  # it had stopped, and was not saved
+            self.total = self.done
         self.layers = np.zeros(0, int)  # that the dev texts ran in the last report
 
     def go(self) -> None:
@@ -114,7 +119,7 @@ class Run:
         if self.done < self.total:
             print(f"stopped and saved after step {self.done}; {self.way_on()}")
             sys.exit(128 + stops[0])
-        if text := told.spread(self.config, self.layers):
+        if text := told.spread(self.config, self.use, self.layers):
             print(text)
         print(f"saved {out}")
 
@@ -155,12 +160,16 @@ class Run:
         self.done += 1
         if self.done % self.per_epoch == 0:
             text, value, self.layers = self.report()
-            self.without = 0 if value > self.best else self.without + 1
+            if value > self.best:
+                self.without = 0
+            elif are_settled(self.done / self.total, self.use, self.prices):
+                self.without += 1
             if value > self.best and self.options.keep == "best":
                 self.save_model()
             self.best = max(self.best, value)
             if self.without >= self.options.early_stop > 0:
-                text += f"; no better for {self.without} epochs, so this is the end"
+                count = f"{self.without} epoch{'s' * (self.without > 1)}"
+                text += f"; no better for {count}, so this is the end"
                 self.total = self.done
         if self.done % self.options.save_every == 0 and self.done < self.total:
             self.save_state()

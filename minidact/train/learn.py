@@ -34,6 +34,16 @@ def prices_at(done: float, prices: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def are_settled(done: float, use: tuple[str, ...], prices: dict[str, Any]) -> bool:
+    """After that share of the steps: is what the mechanisms in use do at first over for all?
+
+    Layers are explored, a guide is followed, token gates are between 0 and 1.
+    """
+    first = {"planning": prices["planning"].explore_share, "tokens": DECIDED,
+             "selection": prices["selection"].guided}  # fmt: skip
+    return all(done > share for name, share in first.items() if name in use)
+
+
 def follows_guide(net: Network, prices: dict) -> bool:
     """Is one of selection's samples a guide's choice?"""
     select = prices["selection"]

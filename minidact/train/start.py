@@ -46,11 +46,12 @@ def split(
     if options.dev is not None:
         return examples, read_examples(options, options.dev)
     regression = options.regression or examples.metric == "pearson_spearman"
-    kinds = ["" if regression else label for label in examples.labels]
+    kinds = np.array(["" if regression else label for label in examples.labels])
     rng, held = np.random.default_rng([options.seed, 4]), np.zeros(len(kinds), bool)
-    for kind in sorted(set(kinds)):
-        places = np.flatnonzero([label == kind for label in kinds])
-        held[rng.permutation(places)[: round(len(places) * HELD_OUT)]] = True
+    _, counts = np.unique(kinds, return_counts=True)
+    ends = np.cumsum(counts)
+    for places in np.split(np.argsort(kinds, kind="stable"), ends[:-1]):  # those of each class
+        held[rng.permutation(places)[: int(len(places) * HELD_OUT + 0.5)]] = True
     if not held.any():
         raise InputError(f"{options.data} is too small to hold any out: name a file with --dev")
     return chosen(examples, np.flatnonzero(~held)), chosen(examples, np.flatnonzero(held))
@@ -71,12 +72,12 @@ def balanced(labels: np.ndarray) -> np.ndarray:
 def build(options: argparse.Namespace, train: data.Examples) -> Start:
     """The model to start from, with the mechanisms and heads that options and labels ask for."""
     path = checkpoint.resolve(options.init)
-    base = checkpoint.read_config(path)
+    base = whole = checkpoint.read_config(path)
     if options.layers:
-        if options.layers > base.num_hidden_layers:
-            there = f"--init has {base.num_hidden_layers}"
+        if options.layers > whole.num_hidden_layers:
+            there = f"--init has {whole.num_hidden_layers}"
             raise InputError(f"--layers is {options.layers}, and {there}")
-        base = replace(base, num_hidden_layers=options.layers)
+        base = replace(whole, num_hidden_layers=options.layers)
     regression = options.regression or train.metric == "pearson_spearman"  # STS-B's layout
     names = ("score",) if regression else label_names(options, train)
     if not regression and data.look_like_scores(names, MANY):
@@ -90,6 +91,8 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
     except InputError as error:
         raise InputError(f"{error} (--use says which mechanisms to train)") from None
     if options.policy_only:  # all else stays as it is
+        if "selection" not in carried:
+            raise InputError("--policy-only needs --use selection")
         both = base.mechanisms | carried
         carried = {name: both[name] for name in MECHANISMS if name in both}
     config = replace(
@@ -107,15 +110,13 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
         check_mechanisms(config)
     except InputError as error:
         raise InputError(f"{error} (--use says which mechanisms to train)") from None
-    found = checkpoint.read_backbone(path, base, heads=same)
+    found = checkpoint.read_backbone(path, whole, heads=same)
     tokenizer = checkpoint.read_tokenizer(path, config)
     rng = np.random.default_rng([options.seed, 0])
     fresh = network.init_params(config, rng, prices=prices_of(options))
     kept = fitting(found, fresh)
     new = [n for n in fresh if n not in kept or n.startswith(PREFIXES)]
     note = what_is_kept(checkpoint.tensor_names(path), kept, fresh, base, config)
-    if options.policy_only and "selection" not in config.mechanisms:
-        raise InputError("--policy-only needs --use selection")
     if options.freeze_gates:
         if token_gates.NAME not in kept:
             raise InputError("--freeze-gates needs --use tokens, and as many token gates in --init")

@@ -59,9 +59,12 @@ def to_beat(config: Config, metric: str, labels) -> str:
     return f"{told}; always {visible(config.id2label[always])!r} scores {metric} {value:.4f}"
 
 
-def spread(config: Config, layers: np.ndarray) -> str:
-    """How many texts ran how many layers, and what to move if they are all alike; else ""."""
-    if not config.mechanisms:
+def spread(config: Config, use: tuple[str, ...], layers: np.ndarray) -> str:
+    """How many texts ran how many layers, and what to move if they are all alike.
+
+    "" where texts run all layers by design, and where none were counted.
+    """
+    if not len(layers) or not {"halting", "planning"} & set(use):
         return ""
     counts = np.bincount(layers, minlength=config.num_hidden_layers + 1)
     told = ", ".join(f"{count} in {n}" for n, count in enumerate(counts) if count)
