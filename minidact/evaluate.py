@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--json", action="store_true", help="print one JSON object")
     add("--metric", choices=metrics.METRICS, help="default: by the file's layout, else accuracy")
-    add("--sweep", action="store_true", help="every mechanism and neighbour over its knob's range")
+    add("--sweep", action="store_true", help="every mechanism and rule over its knob's range")
     add("--curves", help=f"with --sweep: only these, by commas: {', '.join(MECHANISMS)}, all (of "
         "them together), and the rules for stopping of mechanisms/exits.py")  # fmt: skip
     add("--classes", action="store_true", help="print precision, recall and F1 of every class, and "

@@ -68,7 +68,7 @@ class Prediction:
     macs, macs_full: multiply-adds executed, and with no mechanism in use. ms: wall-clock time, of a
     batch divided by its texts. truncated: the text was longer than the model reads, and was cut.
     steps: what halting saw after each layer executed: (answer so far {label: float}, doubt p,
-    margin), see dact.py; by a neighbour's rule (exits.py) the layer's own answer, None and None;
+    margin), see dact.py; by another method's rule (exits.py) the layer's own answer, None and None;
     empty for a model without halting.
     pieces: the word pieces; stayed: for each, the first layer (from 0) that it was dropped before,
     num_layers if it never was. chances: {layer (from 0) before which a policy was asked: for each

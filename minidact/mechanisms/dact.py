@@ -25,7 +25,7 @@ row after layer n, or the mean of the rows. params, grads: arrays by name; calc:
 (NumPy) or kernels (Numba). Floats keep the dtype they come in; labels are int64.
 
 This file works on arrays only: it knows neither BERT nor the other mechanisms. The record of the
-mechanism, halting, is in exits.py, where DACT stands beside its neighbours.
+mechanism, halting, is in exits.py, where DACT stands beside related methods.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Early exits: when to stop, what the heads learn. DACT among its neighbours, to compare them.
+"""Early exits: when to stop, what the heads learn. DACT among related methods, to compare them.
 
 **Rules** say which of B sentences stop after n of L layers. What is `Known` then: y (n, B, Y) and
 h (n, B) of every layer so far; or, for DACT's, the margin (B,) of its answer and its lead (B,).
@@ -13,7 +13,7 @@ h (n, B) of every layer so far; or, for DACT's, the margin (B,) of its answer an
                  2204.03276), for heads trained as a PonderNet (Banino et al., arXiv 2107.05407)
     certain      1 - h_n >= a share, for heads trained as BERxiT's (Xin et al., EACL 2021)
 
-DACT answers with a_n, its neighbours with y_n of the layer that stopped. With two classes
+DACT answers with a_n, the others with y_n of the layer that stopped. With two classes
 confidence, entropy and uncertainty are one rule on three scales.
 
 **Heads** are DACT's units (dact.py), one after each layer, so that nothing but loss and rule
@@ -145,7 +145,7 @@ RULES = {
 
 
 def _heads_forward(weigh, distill):
-    """The neighbours that take a mean of cross-entropies: weigh(L) -> (L,), the heads' weights."""
+    """The methods that take a mean of cross-entropies: weigh(L) -> (L,), the heads' weights."""
 
     def forward(z, y, h, u, labels, prices):
         weights = weigh(len(z))
@@ -298,7 +298,7 @@ class Halting:
     )
     sees_confidence: bool = setting(True, "h does not see how sure y is", option="blind")
     trained: str = setting(
-        "dact", "or as a neighbour's, to compare with; deebert and fastbert leave the backbone as "
+        "dact", "or as another method's, to compare; deebert and fastbert leave the backbone as "
         "it is", choices=tuple(HEADS), option="heads",
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Quality against cost: every mechanism, and every other stopping rule, over its knob's range.
 
-The other rules are the neighbours in mechanisms/exits.py. `python -m minidact.evaluate --sweep`
+The other rules are of related methods: mechanisms/exits.py. `python -m minidact.evaluate --sweep`
 prints what is computed here.
 """
 
