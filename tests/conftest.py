@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 from minidact.errors import run_command
+
+# a shell without job control starts what is in the background with Ctrl-C ignored, and what that
+# starts inherits it: the tests of interrupts would wait forever
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -138,8 +138,8 @@ class Run:
                 print(
                     f"{len(self.labels)} examples, {self.total} steps; the first compiles kernels"
                 )
-                print(told.to_beat(self.config, self.metric, self.dev_labels))
-                print(self.start.note or f"goes on after step {self.done}", flush=True)
+                print(self.start.note or f"goes on after step {self.done}")
+                print(told.to_beat(self.config, self.metric, self.dev_labels), flush=True)
                 while self.done < self.total and not stops:
                     self.turn(bar, log)
         except OSError as error:  # nobody reads what is printed, or the log's disk is full
