@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
         help="a labelled .tsv (GLUE's layouts or your own), .csv or .jsonl",
     )
     add("--json", action="store_true", help="print one JSON object")
+    add("--max-length", type=int, metavar="TOKENS", help="longer texts are cut to so many tokens "
+        "(default: to as many as the model can read)")  # fmt: skip
     add("--metric", choices=metrics.METRICS, help="default: by the file's layout, else accuracy")
     add("--sweep", action="store_true", help="every mechanism and rule over its knob's range")
     add("--curves", help=f"with --sweep: only these, by commas: {', '.join(MECHANISMS)}, all (of "
@@ -84,6 +86,10 @@ def main() -> None:
     examples = data.read_examples(options.data, others=bool(options.predictions))
     model = load_model(options.model, how, options.bits)
     labels = data.label_ids(examples, model.config, options.data)
+    if options.max_length is not None:
+        model.tokenizer.enable_truncation(
+            min(options.max_length, model.config.max_position_embeddings)
+        )
     fixed = (model, examples, labels, options.metric, options.batch_size)
     if options.explore:
         explore.check(model, examples)
@@ -160,8 +166,10 @@ def check(options: argparse.Namespace, how: dict) -> None:
         raise InputError("--classes and --predictions are of one setting: no --sweep, no --certify")
     if options.explore and (options.sweep or options.certify):
         raise InputError("--explore goes with neither --sweep nor --certify")
-    if options.texts and options.certify:
-        raise InputError("--texts does not go with --certify")
+    if (options.texts or options.max_length is not None) and options.certify:
+        raise InputError("--texts and --max-length do not go with --certify")
+    if options.max_length is not None and options.max_length < 3:
+        raise InputError(f"--max-length is {options.max_length}; it must be at least 3")
     for name, endings in WRITTEN.items():
         if path := getattr(options, name):
             if Path(path).suffix not in endings:

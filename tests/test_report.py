@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, run
 
-from minidact import InputError, metrics
+from minidact import InputError, Model, metrics
 from minidact.study import report
 
 REVIEWS = ROOT / "tutorials" / "data" / "reviews.tsv"
@@ -72,6 +72,19 @@ def test_predictions_of_every_text(kind, tmp_path):
     assert sum(map(sum, told["confusion"])) == 240
 
 
+def test_texts_are_cut(tmp_path):
+    """Six tokens are [CLS], four words and [SEP]."""
+    model = Model.from_pretrained(TINY)
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "a b c d e f g h\tLABEL_0\n" * 2)
+    options = ["--data", tmp_path / "a.tsv", "--model", TINY, "--max-length", "6", "--full"]
+    result = run("evaluate", *options, "--predictions", tmp_path / "b.jsonl")
+    assert result.returncode == 0, result.stderr
+    said = json.loads((tmp_path / "b.jsonl").read_text().splitlines()[0])
+    whole, short = model("a b c d e f g h", use=()), model("a b c d", use=())
+    assert said["p(LABEL_0)"] == pytest.approx(short.probs["LABEL_0"], rel=1e-5)
+    assert said["p(LABEL_0)"] != pytest.approx(whole.probs["LABEL_0"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -82,8 +95,9 @@ def test_predictions_of_every_text(kind, tmp_path):
         (["--classes", "--sweep"], "--classes and --predictions are of one setting"),
         (
             ["--texts", "x", "--certify", "--risk", "0.1", "--loss", "accuracy"],
-            "--texts does not go with --certify",
+            "--texts and --max-length do not go with --certify",
         ),
+        (["--max-length", "2"], "--max-length is 2; it must be at least 3"),
     ],
 )
 def test_what_cannot_be_told(options, sentence, tmp_path):

@@ -24,16 +24,16 @@ def options(task, tmp_path_factory):
 
 
 def test_it_trains_sweeps_and_compares(options):
-    methods = ["--methods", "plain,small-2,pabee,deebert"]
+    methods = ["--methods", "plain,small-2,cut-64,pabee,deebert"]
     first = run("study", *options, *methods, "--json")
     assert first.returncode == 0, first.stderr
     commands = [line for line in first.stderr.splitlines() if line.startswith("python -m")]
     trained = [line.split(" --")[-1] for line in commands if line.split()[2] == "minidact.train"]
-    assert len(trained) == 8  # twice each
+    assert len(trained) == 10  # twice each
     rows = json.loads(first.stdout)
     names = [(r["method"], r["curve"]) for r in rows]
     rules = [("pabee", "patience"), ("deebert", "entropy")]
-    assert sorted(names) == sorted([("plain", "full"), ("small", "full"), *rules])
+    assert sorted(names) == sorted([("plain", "full"), ("small", "full"), ("cut", "full"), *rules])
     for r in rows:
         assert r["seeds"] == [0, 1]
         assert all(0 <= value <= 1 for value in r["full"])

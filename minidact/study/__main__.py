@@ -80,7 +80,7 @@ def study(o, task: str, method: str, seed: int) -> None:
 
     Times are of the first seed alone. Raises InputError if a command fails.
     """
-    start, _, curves = EVERY[method]
+    start, _, curves, asked = EVERY[method]
     folder, out = Path(o.data) / task, place(o, task, method, seed)
     dev = folder / TASKS[task].dev
     if not (out / "config.json").exists():
@@ -95,6 +95,7 @@ def study(o, task: str, method: str, seed: int) -> None:
             command = f"train {paths} --seed {seed} {options}"
         call(command, sys.stderr)
     evaluate = f"evaluate --model {shlex.quote(str(out))} --data {shlex.quote(str(dev))} --json"
+    evaluate = f"{evaluate} {asked}".rstrip()
     if not compare.is_finished(out):
         kind = f"--sweep --curves {','.join(curves)}" if curves else ""
         texts = shlex.quote(str(out / compare.TEXTS))

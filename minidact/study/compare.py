@@ -10,7 +10,7 @@ import numpy as np
 from ..mechanisms import MECHANISMS
 from . import bootstrap
 from .bootstrap import COSTS, Curve, Summary
-from .methods import EVERY, SMALL, Task, epochs
+from .methods import EVERY, SMALLER, Task, epochs
 
 SWEEP, TEXTS, TIMES = "sweep.json", "texts.npz", "times.json"
 Name = tuple[str, str]  # a method and a curve
@@ -52,15 +52,15 @@ def found_in(out: Path) -> dict[str, Found]:
     }  # fmt: skip
 
 
-def smaller(found: dict[str, dict[int, dict[str, Found]]]) -> dict[int, Found]:
-    """{seed: the curve of plain networks with fewer layers}; costs are shares of all layers'."""
+def smaller(kind: str, found: dict[str, dict[int, dict[str, Found]]]) -> dict[int, Found]:
+    """{seed: the curve of one kind of smaller plain networks}; costs are shares of plain's."""
     out = {}
     for seed, plain in found.get("plain", {}).items():
         whole = plain["full"]
         parts = [
             found[name][seed]["full"]
             for name in found
-            if name.startswith(f"{SMALL}-") and seed in found[name]
+            if name.startswith(f"{kind}-") and seed in found[name]
         ]
         if parts:
             classes, macs = (np.concatenate([getattr(p.curve, field) for p in parts])
@@ -83,8 +83,7 @@ def rows(task: str, about: Task, found: dict[str, dict[int, dict[str, Found]]]) 
         for name in next(iter(seeds.values()))
         if name != "full"
     }
-    if small := smaller(found):
-        named[SMALL, "full"] = small
+    named |= {(kind, "full"): small for kind in SMALLER if (small := smaller(kind, found))}
     if not named:
         return [plain_row(task, about, found["plain"])] if "plain" in found else []
     first = next(iter(next(iter(named.values())).values()))

@@ -19,12 +19,13 @@ class Task(NamedTuple):
 class Method(NamedTuple):
     """start: the method that it starts from, or None, the backbone. options: of its training.
 
-    curves: to sweep; none: it has no knob.
+    curves: to sweep; none: it has no knob. asked: options of its evaluation.
     """
 
     start: str | None
     options: str
     curves: tuple[str, ...] = ()
+    asked: str = ""
 
 
 TASKS = {
@@ -52,7 +53,7 @@ SELECTION = (
     "--use halting,selection --teacher {plain} --estimator gumbel --epochs {again}"
     " --selection-cost 0.3 --tau 0.02 --distill 0.5"
 )
-SMALL = "small"  # the curve of all plain networks with fewer layers
+SMALLER = ("small", "cut")  # curves of plain networks with fewer layers, or that read fewer words
 METHODS = {
     "plain": Method(None, "--use ''"),
     "small-2": Method(None, "--use '' --layers 2"),
@@ -71,7 +72,10 @@ METHODS = {
     "policy": Method("plain", POLICY, ("selection",)),
     "selection": Method("policy", SELECTION, ("halting", "selection", "all")),
 }
-CHOICES = {  # the same methods with one choice changed; they run only if --methods names them
+CHOICES = {  # they run only if --methods names them: texts cut short, and one choice changed
+    "cut-64": Method(None, "--use '' --max-length 64", asked="--max-length 64"),
+    "cut-128": Method(None, "--use '' --max-length 128", asked="--max-length 128"),
+    "cut-256": Method(None, "--use '' --max-length 256", asked="--max-length 256"),
     "all-left": Method("dact", f"{ALL} --pool left", ("tokens", "all")),
     "all-absolute": Method("dact", f"{ALL} --ranks absolute", ("tokens", "all")),
     "all-path": Method("dact", f"{ALL} --planner path", ("planning", "all")),
