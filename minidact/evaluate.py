@@ -23,7 +23,7 @@ from .mechanisms.record import Knob
 from .model import Model
 from .options import add_knob, add_model_options, fill, flag, how_to_answer
 from .study import certify, explore, report, sweep
-from .study.scores import measure, table
+from .study.scores import heading, measure, table
 
 CERTIFYING = {
     "confidence": Knob(0.95, "with --certify: how sure the promise has to be", 0.5, 0.999999),
@@ -108,7 +108,11 @@ def main() -> None:
         checkpoint.save_config(options.model, model.config, rehearse=True)
     result = sweep.sweep(points, lambda knobs, known: measure(*fixed, knobs, known, each), tqdm)
     write_texts(options.texts, result["points"], labels)
-    print(json.dumps(result) if options.json else sweep.table(result))
+    first, names = result["points"][0], names_of(model.config)
+    if len(names) > 1:
+        result["baseline"] = report.always(first["metric"], labels, names)
+    told = heading(result | {name: first[name] for name in ("examples", "metric")})
+    print(json.dumps(result) if options.json else f"{told}\n{sweep.table(result)}")
     if options.plot:
         plot.save(plot.sweep(result), options.plot)
     if options.calibrate:

@@ -250,6 +250,10 @@ def test_sweep_covers_every_mechanism_and_neighbour(calibrated):
         assert point["ms_per_text"] > 0
     depths = [p["layers_mean"] for p in result["points"] if p["curve"] == "fixed"]
     assert depths == [1, 2, 3, 4, 5, 6]
+    assert set(result["baseline"]) == {"label", "value"}
+    heads, full, *_ = sweep.table(result).splitlines()
+    assert heads.split() == ["knob", "value", "MACs", "layers", "tokens", "ms/text"]
+    assert full.split()[:2] == ["full", f"{result['points'][0]['value_full']:.4f}"]
     assert "mean value over the low half" in sweep.table(result)
 
 

@@ -14,13 +14,18 @@ from ..errors import InputError, visible
 from ..files import write_file
 
 
+def always(metric: str, labels, names: tuple[str, ...]) -> dict[str, Any]:
+    """The class that scores best if it is always said, "label", and its score, "value"."""
+    best, value = metrics.baseline(metric, labels)
+    return {"label": names[best], "value": value}
+
+
 def report(metric: str, predicted, labels, names: tuple[str, ...]) -> dict[str, Any]:
     """{"baseline", "per_class", "confusion"} of a classifier's answers.
 
     predicted, labels: classes, (N,) int; names: theirs, (Y,). confusion[i][j]: how many texts of
     class i were taken for class j. What would be 0 / 0 is 0.
     """
-    always, value = metrics.baseline(metric, labels)
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, (labels, predicted), 1)
     hits, support, said = counts.diagonal(), counts.sum(1), counts.sum(0)
@@ -28,7 +33,7 @@ def report(metric: str, predicted, labels, names: tuple[str, ...]) -> dict[str, 
     f1 = 2 * hits / np.maximum(said + support, 1)
     columns = zip(names, precision, recall, f1, support, strict=True)
     return {
-        "baseline": {"label": names[always], "value": value},
+        "baseline": always(metric, labels, names),
         "per_class": [
             {"label": n, "precision": float(p), "recall": float(r), "f1": float(f), "texts": int(s)}
             for n, p, r, f, s in columns

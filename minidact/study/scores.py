@@ -103,17 +103,22 @@ def in_float32(model: Model) -> Model:
     return Model(model.config, model.params, model.tokenizer, model.reference)
 
 
+def heading(r: dict) -> str:
+    """How many texts were scored, how, and what always the same answer would score."""
+    always = ""
+    if "baseline" in r:
+        label, value = r["baseline"]["label"], r["baseline"]["value"]
+        always = f" (always {visible(label)!r} scores {value:.4f})"
+    return f"{r['examples']} examples  {r['metric']}{always}"
+
+
 def table(r: dict) -> str:
     """What `evaluate` returned, as text."""
     agreement = (
         "" if r["agreement"] is None else f", {r['agreement']:.1%} of the classes as in full"
     )
-    always = ""
-    if "baseline" in r:
-        label, value = r["baseline"]["label"], r["baseline"]["value"]
-        always = f" (always {visible(label)!r} scores {value:.4f})"
     return (
-        f"{r['examples']} examples  {r['metric']}{always}\n"
+        f"{heading(r)}\n"
         f"{'':10}{'value':>8}{'layers':>8}{'MACs':>8}{'ms/text':>9}\n"
         f"{'full':10}{r['value_full']:8.4f}{r['num_layers']:8.2f}{1:8.0%}{r['ms_per_text_full']:9.2f}\n"
         f"{'adaptive':10}{r['value']:8.4f}{r['layers_mean']:8.2f}{r['macs_fraction']:8.0%}"

@@ -156,7 +156,12 @@ def budgets(points: list[dict]) -> list[dict]:
 
 def table(result: dict) -> str:
     """Returns what `sweep` returned as text, with one line for each point."""
-    lines = [f"{'':12}{'knob':>18}{'value':>8}{'MACs':>8}{'layers':>8}{'tokens':>8}{'ms/text':>9}"]
+    first = result["points"][0]
+    lines = [
+        f"{'':12}{'knob':>18}{'value':>8}{'MACs':>8}{'layers':>8}{'tokens':>8}{'ms/text':>9}",
+        f"{'full':30}{first['value_full']:8.4f}{1:8.1%}{first['num_layers']:8.2f}{1:8.1%}"
+        f"{first['ms_per_text_full']:9.2f}",
+    ]
     for p in result["points"]:
         knob = " ".join(f"{v:g}" for v in p["knobs"].values() if isinstance(v, int | float))
         lines.append(
