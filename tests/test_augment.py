@@ -19,7 +19,7 @@ OPTIONS = ["--init", TINY, "--similar", 2]
 )
 def test_similar_words_are_those_with_the_largest_cosine(rows, count, part, seed):
     table = np.random.default_rng(seed).standard_normal((rows, 5))
-    found = augment.similar(["w"] * rows, table, count, part)
+    found = augment.similar(table, count, part)
     assert found.shape == (rows, min(count, rows - 1))
     for i, near in enumerate(found):
         cosines = table @ table[i] / np.linalg.norm(table, axis=1) / np.linalg.norm(table[i])
@@ -48,10 +48,19 @@ def test_the_command_keeps_all_texts_and_repeats_itself(tmp_path):
     assert written[0] == written[1]
     header, *rows = written[0].splitlines()
     assert header == "text\tlabel"
-    assert rows[:2] == ["a film good\t1", "the bad story\t0"]
+    assert rows[:2] == ["a film good\t1", "the bad story\t0"]  # whatever copies are labelled
     assert len(rows) == len(set(rows)) > 2
     assert {len(row.split("\t")[0].split()) for row in rows} == {3}
     assert f"{len(rows)} rows, of which 2 are texts" in result.stdout
+
+
+def test_a_copy_never_takes_the_label_of_a_text(tmp_path):
+    words, _ = augment.whole_words(TINY)
+    given = [f"{word}\t{i % 2}" for i, word in enumerate(words)]
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "\n".join(given))
+    options = ["--data", tmp_path / "a.tsv", "--out", tmp_path / "b.tsv", "--share", 1]
+    assert run("study.augment", *options, *OPTIONS).returncode == 0
+    assert (tmp_path / "b.tsv").read_text().splitlines()[1:] == given  # each copy is one of them
 
 
 @pytest.mark.parametrize(

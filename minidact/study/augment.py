@@ -11,7 +11,6 @@ it is there for the file's layout, and teachers put their own answers in its pla
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +22,15 @@ from ..files import write_file
 WORDS = "bert.embeddings.word_embeddings.weight"
 
 
-def similar(words: Sequence[str], table: np.ndarray, count: int, part: int = 512) -> np.ndarray:
-    """The count closest other rows of each row of the table: (N, count) int, the closest first.
+def similar(table: np.ndarray, count: int, part: int = 512) -> np.ndarray:
+    """The count closest other rows of each row of a table (N, C): (N, count) int, closest first.
 
-    words: N str, the table's (N, C) rows by name; part: rows that are compared at a time.
+    part: rows that are compared at a time.
     """
-    count = min(count, len(words) - 1)
+    count = min(count, len(table) - 1)
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
-    out = np.empty((len(words), count), int)
-    for first in range(0, len(words), part):
+    out = np.empty((len(table), count), int)
+    for first in range(0, len(table), part):
         cosines = unit[first : first + part] @ unit.T  # (part, N)
         own = np.arange(len(cosines))
         cosines[own, first + own] = -np.inf
@@ -91,17 +90,15 @@ def main() -> None:
     words, table = whole_words(o.init)
     if len(words) < 2:
         raise InputError(f"{o.init} knows no words of letters alone")
-    closest = similar(words, table, o.similar)
+    closest = similar(table, o.similar)
     others = {word: [words[i] for i in near] for word, near in zip(words, closest, strict=True)}
     rng = np.random.default_rng(o.seed)
     texts = [" ".join(text.split()) for text in examples.texts]
-    rows = list(zip(texts, examples.labels, strict=True))
-    for _ in range(o.copies):
-        copies = ((changed(text, others, o.share, rng), label)
-                  for text, label in zip(texts, examples.labels, strict=True))  # fmt: skip
-        rows += copies
-    rows = list(dict(rows).items())  # a text is there once
-    lines = "".join(f"{text}\t{label}\n" for text, label in rows)
+    rows: dict[str, str] = {}  # a text is there once, with the label that it had first
+    for turn in range(1 + o.copies):
+        for text, label in zip(texts, examples.labels, strict=True):
+            rows.setdefault(changed(text, others, o.share, rng) if turn else text, label)
+    lines = "".join(f"{text}\t{label}\n" for text, label in rows.items())
     write_file(Path(o.out), f"text\tlabel\n{lines}".encode())
     print(f"{o.out}: {len(rows)} rows, of which {len(set(texts))} are texts of {o.data}")
 
