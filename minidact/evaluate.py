@@ -111,8 +111,8 @@ def main() -> None:
     first, names = result["points"][0], names_of(model.config)
     if len(names) > 1:
         result["baseline"] = report.always(first["metric"], labels, names)
-    told = heading(result | {name: first[name] for name in ("examples", "metric")})
-    print(json.dumps(result) if options.json else f"{told}\n{sweep.table(result)}")
+    told = f"{heading(first | result)}\n{sweep.table(result)}"
+    print(json.dumps(result) if options.json else told)
     if options.plot:
         plot.save(plot.sweep(result), options.plot)
     if options.calibrate:

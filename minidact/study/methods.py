@@ -73,9 +73,10 @@ METHODS = {
     "selection": Method("policy", SELECTION, ("halting", "selection", "all")),
 }
 CHOICES = {  # they run only if --methods names them: texts cut short, and one choice changed
-    "cut-64": Method(None, "--use '' --max-length 64", asked="--max-length 64"),
-    "cut-128": Method(None, "--use '' --max-length 128", asked="--max-length 128"),
-    "cut-256": Method(None, "--use '' --max-length 256", asked="--max-length 256"),
+    **{
+        f"cut-{most}": Method(None, f"--use '' --max-length {most}", asked=f"--max-length {most}")
+        for most in (64, 128, 256)
+    },
     "all-left": Method("dact", f"{ALL} --pool left", ("tokens", "all")),
     "all-absolute": Method("dact", f"{ALL} --ranks absolute", ("tokens", "all")),
     "all-path": Method("dact", f"{ALL} --planner path", ("planning", "all")),
