@@ -44,7 +44,7 @@ FOLDERS = {
     ],
     "train": [{"start", "guide", "teach", "told"}, {"learn"}, {"__main__"}],
     "study": [
-        {"sweep", "scores", "report", "risk", "holdout", "augment", "methods"},
+        {"sweep", "scores", "report", "risk", "holdout", "augment", "soup", "methods"},
         {"certify", "bootstrap", "explore"}, {"compare"}, {"__main__"},
     ],
     "bulk": [{"rows"}, {"part"}, {"__main__"}],
