@@ -215,7 +215,7 @@ class Model:
         return max(within, key=lambda entry: entry["macs_fraction"])["knobs"]
 
     def _certified(self, risk: float | None) -> dict[str, Any]:
-        """The cheapest knobs with a certificate that no more differ, of those most confident."""
+        """The knobs certified for that risk, or for the next smaller one; of two, the surer."""
         if wrong := RISK.misfit(risk):
             raise InputError(f"risk is {risk!r}{wrong}")
         bits, make = stored_bits(self.bits), "evaluate --certify makes them"
@@ -229,9 +229,7 @@ class Model:
         if not covering:
             risks = ", ".join(f"{c['risk']:g}" for c in valid)
             raise InputError(f"risk is {risk:g}; there are certificates for {risks}: {make}")
-        surest = max(c["confidence"] for c in covering)
-        sure = [c for c in covering if c["confidence"] == surest]
-        return min(sure, key=lambda c: c["macs_fraction"])["knobs"]
+        return max(covering, key=lambda c: (c["risk"], c["confidence"]))["knobs"]
 
     # a str is an Iterable[str], too: the first signature that fits counts
     @overload

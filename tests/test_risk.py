@@ -244,7 +244,7 @@ def test_a_certificate_holds_for_the_weights_it_was_made_with(promised, tmp_path
 
 def test_training_drops_certificates(promised, task, tmp_path):
     directory, _, _ = promised
-    options = {"init": directory, "epochs": 1, "max-length": 8}
+    options = {"init": directory, "use": "halting", "epochs": 1, "max-length": 8}
     result = run("train", *arguments(task, tmp_path / "out", **options))
     assert result.returncode == 0, result.stderr
     assert Model.from_pretrained(tmp_path / "out").config.certificates == ()

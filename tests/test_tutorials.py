@@ -24,7 +24,7 @@ def code_cells(notebook):
 
 
 def test_they_are_numbered_and_named_in_the_readme():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(1, 11)]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(1, 12)]
     readme = (ROOT / "README.md").read_text()
     for path in NOTEBOOKS:
         assert f"(tutorials/{path.name})" in readme, path.name

@@ -1,0 +1,130 @@
+"""Figures in README and the card are those of the files that the commands beside them wrote."""
+
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+from minidact.mechanisms import KNOBS
+
+SWEEP = json.loads((ROOT / "tutorials" / "data" / "sst2-sweep.json").read_text())
+PAGES = ["README.md", "weights/sst2-minilm-l6/README.md"]
+
+
+def table(page, heading):
+    """The cells of the rows of the table under a line that begins so."""
+    lines = (ROOT / page).read_text().splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith(heading))
+    rows = []
+    for line in lines[at + 2 :]:
+        if not line.startswith("|"):
+            return rows
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def point(label):
+    """The point of the sweep that a row's first cell names by its options."""
+    if label == "full":
+        return SWEEP["points"][0]
+    options = dict(re.findall(r"--(\S+) ([^\s`]+)", label))
+    curve = options.pop("use", "all")
+    if layer := re.search(r"layer (\d)", label):
+        curve, options = "fixed", {"at": layer[1]}
+    knobs = {name.replace("-", "_"): float(value) for name, value in options.items()}
+    found = [
+        p
+        for p in SWEEP["points"]
+        if p["curve"] == curve
+        and all(
+            value == knobs.get(name, KNOBS[name].usual)
+            for name, value in p["knobs"].items()
+            if name not in ("use", "rule")
+        )
+    ]
+    assert len(found) == 1, label
+    return found[0]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_scores_and_costs_are_the_sweeps(page):
+    rows = table(page, "| | accuracy | layers | multiply-adds | ms per text |")
+    assert len(rows) >= 8
+    for label, *told in rows:
+        p, full = point(label), "_full" if label == "full" else ""
+        layers, share = (p["num_layers"], 1) if full else (p["layers_mean"], p["macs_fraction"])
+        cells = f"{p['value' + full]:.4f}", f"{layers:.2f}", f"{100 * share:.0f} %"
+        assert told == [*cells, f"{p['ms_per_text' + full]:.2f}"], label
+
+
+def test_areas_are_the_sweeps():
+    rows = table(PAGES[1], "| | mean accuracy |")
+    assert {name.split(",")[0] for name, _ in rows} >= {"halting", "all", "grid", "confidence"}
+    for name, value in rows:
+        assert value == f"{SWEEP['areas'][name.split(',')[0]]:.4f}", name
+
+
+def test_certificates_are_those_that_ship():
+    config = json.loads((ROOT / "weights" / "sst2-minilm-l6" / "config.json").read_text())
+    found = []
+    for c in sorted(config["minidact"]["certificates"], key=lambda c: (-c["bits"], c["risk"])):
+        use, slack = "+".join(c["knobs"]["use"]), c["knobs"]["slack"]
+        differed = f"{c['disagreements']} of {c['examples']:,}"
+        cost = f"{100 * c['macs_fraction']:.0f} %"
+        found.append([str(c["risk"]), str(c["bits"]), differed, use, str(slack), cost])
+    assert table(PAGES[1], "| risk | bits |") == found
+
+
+# ---------------------------------------------------------------------------- speed
+
+
+SPEED = json.loads((ROOT / "tutorials" / "data" / "speed.json").read_text())
+CONTENDERS = {
+    "`--bits 8`": "minidact 8 bits",
+    "exact halting": "halting",
+    "the same": "ONNX Runtime",
+}
+COLUMNS = ["`--bits 8`", "PyTorch", "ONNX Runtime", "the same, int8", "OpenVINO int8"]
+
+
+def contender(label):
+    """What bench calls the contender that a table names by this."""
+    for ours, its in CONTENDERS.items():
+        label = label.replace(ours, its)
+    return label if "minidact" in label else label.replace(",", "")
+
+
+def milliseconds(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def test_times_of_products_are_the_benchmarks():
+    cases = {row["case"]: row for row in SPEED["rows"]}
+    rows = table("tutorials/speed.md", "| | minidact | `--bits 8` |")
+    assert len(rows) == 9
+    for case, ours, *others in rows:
+        measured = cases[case]
+        assert ours == milliseconds(measured["ms"]["minidact"]), case
+        for cell, column in zip(others, COLUMNS, strict=True):
+            name = contender(column)
+            if name not in measured["ms"]:
+                assert cell == ""
+                continue
+            eight = "int8" in name
+            share = measured["ratio_8_bits" if eight else "ratio"][name]
+            bracket = "" if "minidact" in name else f" ({share:.2f})"
+            assert cell == milliseconds(measured["ms"][name]) + bracket, (case, name)
+
+
+@pytest.mark.parametrize("page", ["README.md", "tutorials/speed.md"])
+def test_times_from_a_text_to_its_label_are_the_benchmarks(page):
+    alone, batches = SPEED["labels"]
+    assert (alone["batch_size"], batches["batch_size"]) == (1, 32)
+    rows = table(page, "| | accuracy | mean | 50 % | 95 % | 99 % |")
+    assert len(rows) >= 7
+    for label, accuracy, *times in rows:
+        name = contender(label)
+        assert accuracy == f"{alone['accuracy'][name]:.4f}", label
+        found = [alone[key][name] for key in ("ms", "p50", "p95", "p99")] + [batches["ms"][name]]
+        assert times == [f"{value:.2f}" for value in found[: len(times)]], label
