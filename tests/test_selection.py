@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import offsets_strategy, run, seeds
+from conftest import TINY, offsets_strategy, run, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Counting, prices, random_batch, random_params, small_config
@@ -497,7 +497,7 @@ def test_every_command_knows_it(trained, task):
     assert shares[0] >= shares[-1]
     for options, sentence in (
         (["infer", "--selection-threshold", 2, "x"], "--selection-threshold is 2.0; it must lie"),
-        (["infer", "--use", "selection", "x"], "does not carry 'selection'"),
+        (["infer", "--model", TINY, "--use", "selection", "x"], "does not carry 'selection'"),
         (["train", *arguments(task, model.parent / "no", "--policy-only", use="halting")],
          "--policy-only needs --use selection"),
         (["train", *arguments(task, model.parent / "no", use="selection,tokens")],
