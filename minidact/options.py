@@ -103,7 +103,8 @@ FILES = {
     "init": "model to start from: a directory, a hub id, or a name in weights/",
     "out": "directory to write the model to",
     "log": "a .jsonl file, one object per step",
-    "use": f"mechanisms to train, by commas, of {', '.join(MECHANISMS)} (default: --init's)",
+    "use": f"mechanisms to train, by commas, of {', '.join(MECHANISMS)} (default: all of --init's "
+    "that go together)",
     "teacher": "models, by commas, whose mean answer is learnt in place of the labels",
     "label_names": "names for a file's labels 0, 1, .., by commas",
 }

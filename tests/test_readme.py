@@ -23,13 +23,13 @@ def without_times(text):
 
 @pytest.fixture(scope="module")
 def my_model(tmp_path_factory):
-    """A copy of the model that ships, as `cp -r weights/sst2-minilm-l6 my-model` makes it."""
+    """A copy of the model that ships, as `cp -r weights/sst2-minilm-l6 certified` makes it."""
     return shutil.copytree(ROOT / "weights/sst2-minilm-l6", tmp_path_factory.mktemp("m") / "model")
 
 
 @pytest.mark.parametrize(("command", "output"), INFER, ids=lambda v: v.splitlines()[0][:60])
 def test_printed_output_is_real(command, output, my_model):
-    _, _, module, *arguments = shlex.split(command.replace("my-model", shlex.quote(str(my_model))))
+    _, _, module, *arguments = shlex.split(command.replace("certified", shlex.quote(str(my_model))))
     result = run(module.removeprefix("minidact."), *arguments)
     assert result.returncode == 0, result.stderr
     assert without_times(result.stdout) == without_times(output)

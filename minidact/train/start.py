@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from .. import checkpoint, data, network
 from ..config import Config, check_mechanisms
 from ..errors import InputError, visible
-from ..mechanisms import MECHANISMS, PREFIXES, check_together, exits, token_gates
+from ..mechanisms import MECHANISMS, PREFIXES, check_together, exits, together, token_gates
 from ..options import comma_list
 
 HELD_OUT = 0.1  # of every class, where there is no --dev
@@ -157,8 +157,9 @@ def same_labels(base: Config, names: tuple[str, ...], regression: bool) -> bool:
 
 
 def chosen_mechanisms(options: argparse.Namespace, base: Config) -> dict[str, Any]:
-    """{name: shape}: of --use, else of what the model carries; as options change the shapes."""
-    use, shapes = base.mechanisms if options.use is None else comma_list(options.use), {}
+    """{name: shape}: of --use, else of what goes together; as options change the shapes."""
+    use = together(base.mechanisms) if options.use is None else comma_list(options.use)
+    shapes: dict[str, Any] = {}
     for name, record in MECHANISMS.items():
         if name in use:
             given = {f.name: getattr(options, f.name) for f in fields(record.shape)}
