@@ -189,11 +189,7 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
     fill(options, SHAPES, usual=False)
     if options.use is not None:
         choose("use", options.use, MECHANISMS)
-    for name in ("config.json", STATE):
-        if os.path.exists(os.path.join(options.out, name)):
-            raise InputError(
-                f"{options.out} holds a model already ({name}); choose another --out, or --resume"
-            )
+    check_unused(options.out, ", or --resume")
     for name in ("data", "dev", "out", "log"):  # so that --resume works from any directory
         if getattr(options, name) is not None:
             setattr(options, name, os.path.abspath(getattr(options, name)))
@@ -202,6 +198,13 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.log is not None:
         check_log(options)
     return options
+
+
+def check_unused(out: str, else_: str = "") -> None:
+    """Raises InputError if --out holds a model or a training already; else_: what else to do."""
+    for name in ("config.json", STATE):
+        if os.path.exists(os.path.join(out, name)):
+            raise InputError(f"{out} holds a model already ({name}); choose another --out{else_}")
 
 
 def check_log(options: argparse.Namespace) -> None:

@@ -152,12 +152,14 @@ def test_promises_are_kept_and_are_not_empty(kind, r):
     truth, broken, near = losses.mean(1), 0, 0
     front = risk.order(truth, costs)
     best = int(np.flatnonzero(truth[front] <= r)[-1])
+    # as cheap as the setting two steps before the cheapest that keeps the promise; the model's 134
+    # settings lie so close that two steps are a hundredth of the work: there it is eight of them
+    dearest = costs[front[best]] + 0.08 if kind == "shipped" else costs[front[max(best - 2, 0)]]
     for _ in range(DRAWS):
         texts = rng.integers(0, losses.shape[1], 2000)
         j = certified(losses, costs, texts, r)
         broken += j is not None and truth[j] > r
-        # the cheapest that keeps the promise costs at most a ninth of the work less
-        near += j is not None and costs[j] <= costs[front[best]] + 0.11
+        near += j is not None and costs[j] <= dearest
     allowed = 0.05 * DRAWS
     assert broken <= allowed + 3 * math.sqrt(allowed * 0.95)
     assert near >= 0.8 * DRAWS
@@ -244,7 +246,7 @@ def test_a_certificate_holds_for_the_weights_it_was_made_with(promised, tmp_path
 
 def test_training_drops_certificates(promised, task, tmp_path):
     directory, _, _ = promised
-    options = {"init": directory, "use": "halting", "epochs": 1, "max-length": 8}
+    options = {"init": directory, "epochs": 1, "max-length": 8}
     result = run("train", *arguments(task, tmp_path / "out", **options))
     assert result.returncode == 0, result.stderr
     assert Model.from_pretrained(tmp_path / "out").config.certificates == ()

@@ -52,3 +52,8 @@ def test_what_has_no_mean(tmp_path, rng):
         assert result.returncode == 2
         assert sentence in result.stderr
         assert not (tmp_path / "out" / WEIGHTS).exists()
+    before = (words / WEIGHTS).read_bytes()
+    result = run("study.soup", "--models", f"{TINY},{TINY}", "--out", words)
+    assert result.returncode == 2
+    assert "holds a model already (config.json); choose another --out" in result.stderr
+    assert (words / WEIGHTS).read_bytes() == before

@@ -20,7 +20,7 @@ from .. import checkpoint
 from ..config import Config
 from ..errors import InputError, run_command
 from ..files import make_directory
-from ..options import comma_list
+from ..options import check_unused, comma_list
 
 
 def mean(names: Sequence[str]) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
@@ -58,6 +58,7 @@ def main() -> None:
     names = comma_list(o.models)
     if len(names) < 2:
         raise InputError(f"--models {o.models}: a mean takes two models or more, as in a,b")
+    check_unused(o.out)
     make_directory(o.out)
     checkpoint.save(o.out, *mean(names))
     print(f"saved {o.out}, the mean of {len(names)} models")
