@@ -74,10 +74,12 @@ def answering(config, tokenizer, names, threads, texts, rounds) -> list[dict]:
     """Returns the rows for answering: one text of 8 to 512 tokens, sentences and long texts."""
     sentences, long, _ = texts
     words = np.concatenate(sentences).tolist()
+    # a turn takes long enough that a moment's noise does not decide it
+    single = {8: 100, 16: 100, 32: 50, 128: 20, LONG: 5}
     with workers(saved_at_random(config, tokenizer), names, threads, sentences[:128]) as ws:
         rows = [
-            measure(ws, f"1 x {n} tokens", "answer", [[words[:n]]], 20 if n < LONG else 5, rounds)
-            for n in (8, 16, 32, 128, LONG)
+            measure(ws, f"1 x {n} tokens", "answer", [[words[:n]]], repeat, rounds)
+            for n, repeat in single.items()
         ]
         for group, what, size in ((sentences, "texts", 32), (long, "long texts", 8)):
             name = f"{len(group)} {what}, batches of {size}"
