@@ -74,12 +74,12 @@ def answering(config, tokenizer, names, threads, texts, rounds) -> list[dict]:
     """Returns the rows for answering: one text of 8 to 512 tokens, sentences and long texts."""
     sentences, long, _ = texts
     words = np.concatenate(sentences).tolist()
-    # a turn takes long enough that a moment's noise does not decide it
-    single = {8: 100, 16: 100, 32: 50, 128: 20, LONG: 5}
+    # (how often in a turn, how many turns): a machine's speed changes, so turns are short and many
+    single = dict.fromkeys((8, 16, 32), (20, 4 * rounds)) | {128: (20, rounds), LONG: (5, rounds)}
     with workers(saved_at_random(config, tokenizer), names, threads, sentences[:128]) as ws:
         rows = [
-            measure(ws, f"1 x {n} tokens", "answer", [[words[:n]]], repeat, rounds)
-            for n, repeat in single.items()
+            measure(ws, f"1 x {n} tokens", "answer", [[words[:n]]], *often)
+            for n, often in single.items()
         ]
         for group, what, size in ((sentences, "texts", 32), (long, "long texts", 8)):
             name = f"{len(group)} {what}, batches of {size}"
