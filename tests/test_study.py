@@ -185,6 +185,21 @@ def test_rows_compare_a_mechanism_with_the_best_of_the_others(rng):
     assert halting["seeds"] == [0, 1]
     assert halting["low"] < halting["difference"] < halting["high"]
     assert "above: pabee, patience" in compare.table(list(rows.values()))
+    first, *others = halting["corners"]
+    assert len(others) == 1
+    assert [cost for cost, _ in first] == sorted(cost for cost, _ in first)
+    assert first[0] == (0.17, pytest.approx(found["dact"][0]["halting"].curve.classes[0].mean()))
+
+
+def test_a_table_tells_times_beside_scores():
+    row = {"task": "TREC", "method": "dact", "curve": "halting", "epochs": 3, "seeds": [0],
+           "full": [0.9], "area": 0.8, "spread": None, "kept": {"0.25": 0.9, "0.5": None},
+           "times": [{"cost": 0.25, "batch_size": 1, "time_fraction": 0.311},
+                     {"cost": 0.25, "batch_size": 32, "time_fraction": 0.27}]}  # fmt: skip
+    cells = ["dact, halting", "3", "1", "90.0", "80.0", "90.0%", "31%, 27%", "", "", ""]
+    assert compare.cells(row) == cells
+    head, _, line = compare.table([row]).splitlines()
+    assert head.count("|") == line.count("|") == 11
 
 
 def test_epochs_count_all_stages():

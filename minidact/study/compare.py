@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..mechanisms import MECHANISMS
-from . import bootstrap
+from . import bootstrap, sweep
 from .bootstrap import COSTS, Curve, Summary
 from .methods import EVERY, SMALLER, Task, epochs
 
@@ -73,7 +73,8 @@ def smaller(kind: str, found: dict[str, dict[int, dict[str, Found]]]) -> dict[in
 def rows(task: str, about: Task, found: dict[str, dict[int, dict[str, Found]]]) -> list[dict]:
     """A task's rows. found: {method: {seed: {curve: Found}}}, of what is finished.
 
-    A row's "area" is the mean score over the low half of the multiply-adds, "spread" its standard
+    A row's "corners" are each seed's curve, as (cost, score) of the settings that beat all cheaper
+    ones; "area" is the mean score over the low half of the multiply-adds, "spread" its standard
     deviation between seeds, "kept" the share of the full score at COSTS, and "against" the related
     method that has all of its seeds and, on these, the best area: with it it is compared.
     """
@@ -115,7 +116,8 @@ def row(
     out: dict[str, Any] = {
         "task": task, "method": method, "curve": curve,
         "epochs": epochs(method if method in EVERY else "plain", about), "seeds": sorted(seeds),
-        "full": full, "area": float(np.mean(areas)),
+        "full": full, "corners": [corners(seeds[s]) for s in sorted(seeds)],
+        "area": float(np.mean(areas)),
         "spread": float(np.std(areas, ddof=1)) if len(areas) > 1 else None,
         "kept": {f"{cost:g}": float(np.mean([s.at[i, 0] for s in own]) / whole) if whole else None
                  for i, cost in enumerate(COSTS)},
@@ -128,6 +130,15 @@ def row(
         )
         out |= {"against": list(other)} | bootstrap.compared(ours, theirs)
     return out
+
+
+def corners(found: Found) -> list[tuple[float, float]]:
+    """The settings that beat all cheaper ones: (cost, score), the cheapest first."""
+    curve, all_texts = found.curve, np.ones((1, len(found.curve.labels)))
+    values = bootstrap.scores(found.metric, curve.classes, curve.labels, all_texts)[0]
+    costs = curve.macs.sum(1) / curve.macs_full.sum()
+    best = sweep.best_so_far(list(zip(costs, values, strict=True)))[:, 1:]  # without (0, 0)
+    return [(round(float(c), 4), round(float(v), 4)) for c, v in best.T]
 
 
 def is_related(name: Name) -> bool:
