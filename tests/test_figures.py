@@ -3,10 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from minidact.mechanisms import KNOBS
+from minidact.study import compare
 
 SWEEP = json.loads((ROOT / "tutorials" / "data" / "sst2-sweep.json").read_text())
 PAGES = ["README.md", "weights/sst2-minilm-l6/README.md"]
@@ -14,7 +16,11 @@ PAGES = ["README.md", "weights/sst2-minilm-l6/README.md"]
 
 def table(page, heading):
     """The cells of the rows of the table under a line that begins so."""
-    lines = (ROOT / page).read_text().splitlines()
+    text = (ROOT / page).read_text()
+    if page.endswith(".ipynb"):
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+        text = "\n".join("".join(cell["source"]) for cell in cells)
+    lines = text.splitlines()
     (at,) = (i for i, line in enumerate(lines) if line.startswith(heading))
     rows = []
     for line in lines[at + 2 :]:
@@ -74,6 +80,79 @@ def test_certificates_are_those_that_ship():
         cost = f"{100 * c['macs_fraction']:.0f} %"
         found.append([str(c["risk"]), str(c["bits"]), differed, use, str(slack), cost])
     assert table(PAGES[1], "| risk | bits |") == found
+
+
+# ---------------------------------------------------------------------------- results.md
+
+
+RESULTS = "tutorials/results.md"
+STUDY = json.loads((ROOT / "tutorials" / "data" / "study.json").read_text())
+LONG = {row["row"]: row for row in json.loads((ROOT / "tutorials/data/imdb.json").read_text())}
+FIRST_STUDY = {  # its table's rows, as method and curve
+    "plain fine-tuning, in full": ("plain", "full"),
+    "a fixed depth, on DACT's heads": ("dact", "fixed"),
+    "confidence, on DACT's heads": ("dact", "confidence"),
+    "confidence, on DACT's heads, fine-tuned before": ("dact-after", "confidence"),
+    "PABEE": ("pabee", "patience"),
+    "PonderNet": ("pondernet", "cumulated"),
+    "DeeBERT": ("deebert", "entropy"),
+    "FastBERT": ("fastbert", "uncertainty"),
+    "DACT halting": ("dact", "halting"),
+    "DACT halting, fine-tuned before": ("dact-after", "halting"),
+    "all three trained, halting used": ("all", "halting"),
+    "the same, fine-tuned before": ("all-after", "halting"),
+    "all three used": ("all", "all"),
+    "all three used, fine-tuned before": ("all-after", "all"),
+    "all three trained, planning used": ("all", "planning"),
+    "all three trained, token gates used": ("all", "tokens"),
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "count"), [(RESULTS, len(LONG)), ("tutorials/11_long_texts.ipynb", 6)]
+)
+def test_scores_of_long_texts_are_evaluates(page, count):
+    rows = table(page, "| | accuracy | multiply-adds | time |")
+    assert len(rows) == count
+    for label, *told in rows:
+        row = LONG[label]
+        shares = [f"{100 * row[key]:.0f} %" for key in ("macs_fraction", "time_fraction")]
+        assert told == [f"{row['value']:.3f}", *shares], label
+
+
+def test_the_studys_tables_are_its_own():
+    found = {row["task"] for row in STUDY if "version" not in row}
+    assert found >= {"IMDB", "TREC"}
+    for task in found:
+        rows = [compare.cells(row) for row in STUDY if row["task"] == task and "version" not in row]
+        assert table(RESULTS, f"| {task} | epochs | seeds |") == rows
+
+
+def test_scores_of_the_first_study_are_its_files():
+    found = {(r["task"], r["method"], r["curve"]): r for r in STUDY if r.get("version") == "0.4"}
+    rows = table(RESULTS, "| | SST-2 | CoLA | MRPC | RTE | TREC |")
+    assert [label for label, *_ in rows] == list(FIRST_STUDY)
+    for label, *told in rows:
+        for task, cell in zip(("SST-2", "CoLA", "MRPC", "RTE", "TREC"), told, strict=True):
+            row = found.get((task, *FIRST_STUDY[label]))
+            if row is None:
+                assert cell == "", (label, task)
+                continue
+            expected = f"{100 * row.get('area', np.mean(row['full'])):.1f}"
+            if len(row["seeds"]) > 1:
+                spread = row.get("spread", np.std(row["full"], ddof=1))
+                expected += f" ± {100 * spread:.1f}"
+            assert cell.replace("*", "") == expected, (label, task)
+
+
+def test_shares_beside_those_of_others_are_the_sweeps():
+    rows = table(RESULTS, "| SST-2 | layers | the cost is | of the full score |")
+    ours = [(label, told) for label, layers, _, told in rows if layers == "6"]
+    assert len(ours) == 4
+    for label, told in ours:
+        p = point(label)
+        kept, share = p["value"] / p["value_full"], p["macs_fraction"]
+        assert told == f"{100 * kept:.1f} % at {100 * share:.0f} %", label
 
 
 # ---------------------------------------------------------------------------- speed
