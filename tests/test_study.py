@@ -188,7 +188,7 @@ def test_rows_compare_a_mechanism_with_the_best_of_the_others(rng):
     first, *others = halting["corners"]
     assert len(others) == 1
     assert [cost for cost, _ in first] == sorted(cost for cost, _ in first)
-    assert first[0] == (0.17, pytest.approx(found["dact"][0]["halting"].curve.classes[0].mean()))
+    assert first[0] == [0.17, pytest.approx(found["dact"][0]["halting"].curve.classes[0].mean())]
 
 
 def test_a_table_tells_times_beside_scores():

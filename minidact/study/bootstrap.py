@@ -36,6 +36,7 @@ class Summary(NamedTuple):
 
     area: np.ndarray
     at: np.ndarray  # (len(COSTS), 1 + R), the scores there
+    corners: np.ndarray  # (2, ..): costs and scores of what beats all cheaper settings, undrawn
 
 
 def draws(texts: int, count: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -72,12 +73,13 @@ def summary(curve: Curve, metric: str, counts, lowest: float) -> Summary:
     """Sums a curve up. counts: of `draws`; lowest: where the areas begin, one layer's share."""
     values = scores(metric, curve.classes, curve.labels, counts)
     costs = counts @ curve.macs.T / (counts @ curve.macs_full)[:, None]
-    areas, at = [], []
-    for cost, value in zip(costs, values, strict=True):
-        best = sweep.best_so_far(list(zip(cost, value, strict=True)))
-        areas.append(sweep.mean_between(best, lowest, sweep.LOW_HALF))
-        at.append(np.interp(COSTS, *best))
-    return Summary(np.array(areas), np.array(at).T)
+    best = [
+        sweep.best_so_far(list(zip(cost, value, strict=True)))
+        for cost, value in zip(costs, values, strict=True)
+    ]
+    areas = [sweep.mean_between(corners, lowest, sweep.LOW_HALF) for corners in best]
+    at = [np.interp(COSTS, *corners) for corners in best]
+    return Summary(np.array(areas), np.array(at).T, best[0][:, 1:])  # it begins with (0, 0)
 
 
 def over_seeds(of_seeds: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..mechanisms import MECHANISMS
-from . import bootstrap, sweep
+from . import bootstrap
 from .bootstrap import COSTS, Curve, Summary
 from .methods import EVERY, SMALLER, Task, epochs
 
@@ -116,7 +116,7 @@ def row(
     out: dict[str, Any] = {
         "task": task, "method": method, "curve": curve,
         "epochs": epochs(method if method in EVERY else "plain", about), "seeds": sorted(seeds),
-        "full": full, "corners": [corners(seeds[s]) for s in sorted(seeds)],
+        "full": full, "corners": [s.corners.T.round(4).tolist() for s in own],
         "area": float(np.mean(areas)),
         "spread": float(np.std(areas, ddof=1)) if len(areas) > 1 else None,
         "kept": {f"{cost:g}": float(np.mean([s.at[i, 0] for s in own]) / whole) if whole else None
@@ -130,15 +130,6 @@ def row(
         )
         out |= {"against": list(other)} | bootstrap.compared(ours, theirs)
     return out
-
-
-def corners(found: Found) -> list[tuple[float, float]]:
-    """The settings that beat all cheaper ones: (cost, score), the cheapest first."""
-    curve, all_texts = found.curve, np.ones((1, len(found.curve.labels)))
-    values = bootstrap.scores(found.metric, curve.classes, curve.labels, all_texts)[0]
-    costs = curve.macs.sum(1) / curve.macs_full.sum()
-    best = sweep.best_so_far(list(zip(costs, values, strict=True)))[:, 1:]  # without (0, 0)
-    return [(round(float(c), 4), round(float(v), 4)) for c, v in best.T]
 
 
 def is_related(name: Name) -> bool:
