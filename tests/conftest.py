@@ -1,4 +1,7 @@
-"""What several test files share: Hypothesis profiles, the fixtures' paths, drawn ragged batches."""
+"""What several test files share: Hypothesis profiles, the fixtures' paths, drawn ragged batches.
+
+And the notebooks, which run beside all other tests.
+"""
 
 import importlib
 import os
@@ -128,3 +131,47 @@ def refused(monkeypatch, capsys):
         assert sentence in err
 
     return run
+
+
+RUN = """
+import json, os, shutil, sys
+import nbclient, nbformat
+
+tutorials, scratch, *names = sys.argv[1:]
+for name in names:
+    here = os.path.join(scratch, name, "tutorials")  # a copy: some write files
+    shutil.copytree(tutorials, here)
+    cells = nbformat.read(os.path.join(here, name), as_version=4)
+    how = {"timeout": 3600, "kernel_name": "python3", "resources": {"metadata": {"path": here}}}
+    try:
+        nbclient.NotebookClient(cells, **how).execute()
+        error = ""
+    except Exception as e:
+        error = str(e) or repr(e)
+    print(json.dumps([name, error]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def notebooks_that_run(request, tmp_path_factory):
+    """The name and the error of each notebook that a test asks for, a line of JSON, in their order.
+
+    They run one by one, on one thread, from the start of the session: no test waits for long.
+    """
+    asked = [i for i in request.session.items if getattr(i, "originalname", "") == "test_runs"]
+    if not asked:
+        yield
+        return
+    names = [item.callspec.params["notebook"].name for item in asked]
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        ROOT / "tutorials",
+        tmp_path_factory.mktemp("run"),
+        *names,
+    ]
+    env = {**os.environ, "NUMBA_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        yield process.stdout
+        process.terminate()

@@ -1,12 +1,7 @@
 """The notebooks: stored as they ran, with pictures; and they run here, with their answers."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -55,38 +50,10 @@ def test_three_exercises_with_checked_answers(notebook):
         assert f"### Exercise {number}" in task
 
 
-RUN = """
-import sys
-
-import nbclient
-import nbformat
-
-cells = nbformat.read(sys.argv[1], as_version=4)
-how = {"timeout": 3600, "kernel_name": "python3", "resources": {"metadata": {"path": sys.argv[2]}}}
-nbclient.NotebookClient(cells, **how).execute()
-"""
-
-
-@pytest.fixture(scope="module")
-def runs(request, tmp_path_factory):
-    """Those that were asked for, two at a time, with a thread each: quicker than one by one."""
-
-    def execute(notebook):
-        here = tmp_path_factory.mktemp("run") / "tutorials"  # a copy: some write files
-        shutil.copytree(TUTORIALS, here)
-        command = [sys.executable, "-c", RUN, str(here / notebook.name), str(here)]
-        env = {**os.environ, "NUMBA_NUM_THREADS": "1"}
-        return subprocess.run(command, env=env, capture_output=True, text=True)
-
-    asked = [i for i in request.session.items if getattr(i, "originalname", "") == "test_runs"]
-    with ThreadPoolExecutor(2) as pool:
-        notebooks = [item.callspec.params["notebook"] for item in asked]
-        yield {notebook: pool.submit(execute, notebook) for notebook in notebooks}
-
-
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(notebook, runs):
+def test_runs(notebook, notebooks_that_run):
     for package in ("matplotlib", "ipykernel", "nbclient", "nbformat"):
         pytest.importorskip(package)
-    done = runs[notebook].result()
-    assert done.returncode == 0, done.stderr[-3000:]
+    name, error = json.loads(notebooks_that_run.readline())
+    assert name == notebook.name
+    assert not error, error[-3000:]
