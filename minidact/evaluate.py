@@ -55,8 +55,9 @@ def parser() -> argparse.ArgumentParser:
         "(default: to as many as the model can read)")  # fmt: skip
     add("--metric", choices=metrics.METRICS, help="default: by the file's layout, else accuracy")
     add("--sweep", action="store_true", help="every mechanism and rule over its knob's range")
-    add("--curves", help=f"with --sweep: only these, by commas: {', '.join(MECHANISMS)}, all (of "
-        "them together), and the rules for stopping of mechanisms/exits.py")  # fmt: skip
+    add("--curves", help=f"with --sweep: only these, by commas: {', '.join(MECHANISMS)}, all "
+        "(those used together without --use), all+selection (in place of tokens), grid (all "
+        "knobs moved), and the rules for stopping of mechanisms/exits.py")  # fmt: skip
     add("--classes", action="store_true", help="print precision, recall and F1 of every class, and "
         "what its texts were taken for")  # fmt: skip
     add("--predictions", metavar="FILE", help="write a row for every text, with the input's "
