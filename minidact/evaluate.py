@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from .fast.layers import stored_bits
 from .files import write_file
 from .infer import load_model
 from .mechanisms import KNOBS, MECHANISMS
+from .mechanisms.exits import RULES
 from .mechanisms.record import Knob
 from .model import Model
-from .options import add_knob, add_model_options, fill, flag, how_to_answer
+from .options import add_knob, add_model_options, check_apart, fill, flag, how_to_answer
 from .study import certify, explore, report, sweep
 from .study.scores import heading, measure, table
 
@@ -35,6 +37,7 @@ CERTIFYING = {
     "seed": Knob(0, "with --certify: of the split into texts that order and that test", 0, 2**63),
 }  # fmt: skip
 WRITTEN = {"predictions": (".csv", ".jsonl"), "explore": (".html",), "texts": (".npz",)}
+UNSAID = {"use": None, "budget": None, "risk": None} | {n: k.usual for n, k in KNOBS.items()}
 SAME = ("risk", "confidence", "bits", "weights")  # a new certificate takes such a one's place
 
 
@@ -106,6 +109,8 @@ def main() -> None:
         raise InputError("the model carries no mechanism, so there is no knob to sweep")
     points, each = sweep.settings(model.config, options.curves), bool(options.texts)
     if options.calibrate:  # a sweep is long: better now than afterwards
+        if all(curve in RULES for curve, _ in points):
+            raise InputError("--calibrate stores settings of mechanisms, and there are none to try")
         checkpoint.save_config(options.model, model.config, rehearse=True)
     result = sweep.sweep(points, lambda knobs, known: measure(*fixed, knobs, known, each), tqdm)
     write_texts(options.texts, result["points"], labels)
@@ -117,8 +122,7 @@ def main() -> None:
     if options.plot:
         plot.save(plot.sweep(result), options.plot)
     if options.calibrate:
-        config = dataclasses.replace(model.config, budgets=tuple(result["budgets"]))
-        checkpoint.save_config(options.model, config)
+        store(options.model, lambda _: {"budgets": tuple(result["budgets"])})
 
 
 def once(options: argparse.Namespace, result: dict, examples, labels, model: Model) -> None:
@@ -159,7 +163,7 @@ def write_texts(path: str | None, points: list[dict], labels: np.ndarray) -> Non
 def check(options: argparse.Namespace, how: dict) -> None:
     """Fills in what --certify takes; raises InputError for options that do not go together."""
     fill(options, CERTIFYING, usual=options.certify)
-    if (options.plot or options.calibrate or options.curves) and not options.sweep:
+    if (options.plot or options.calibrate or options.curves is not None) and not options.sweep:
         raise InputError("--curves, --plot and --calibrate go with --sweep")
     stores = {"calibrate": options.calibrate, "certify": options.certify and is_stored(options)}
     for name, chosen in stores.items():
@@ -179,10 +183,11 @@ def check(options: argparse.Namespace, how: dict) -> None:
         if path := getattr(options, name):
             if Path(path).suffix not in endings:
                 raise InputError(f"--{name} {path}: the name must end in {' or '.join(endings)}")
-            if os.path.realpath(path) == os.path.realpath(options.data):
-                raise InputError(f"--{name} and --data are the same file: {path}")
+            check_apart(options, name, "data")
             write_file(Path(path), b"", rehearse=True)
     if not options.certify:
+        if options.sweep and how != UNSAID:
+            raise InputError("--sweep moves all knobs itself; --curves chooses which")
         given = [flag(n, k) for n, k in CERTIFYING.items() if getattr(options, n) is not None]
         if given:
             raise InputError(f"{', '.join(given)} goes with --certify")
@@ -191,8 +196,7 @@ def check(options: argparse.Namespace, how: dict) -> None:
         raise InputError("--certify needs the risk that is to be promised, such as --risk 0.02")
     if not 0 < how["risk"] < 1:
         raise InputError(f"--risk is {how['risk']:g}; it must be more than 0 and less than 1")
-    usual = {"use": None, "budget": None} | {name: knob.usual for name, knob in KNOBS.items()}
-    if options.sweep or options.metric or how != usual | {"risk": how["risk"]}:
+    if options.sweep or options.metric or how != UNSAID | {"risk": how["risk"]}:
         raise InputError("--certify chooses the knobs itself, and has no --metric and no --sweep")
 
 
@@ -211,7 +215,7 @@ def promise(options: argparse.Namespace) -> None:
         raise InputError("--certify counts classes, and the model predicts numbers")
     choices = certify.settings(model.config)
     if not choices:
-        raise InputError("the model carries no mechanism, so there is no knob to certify")
+        raise InputError("the model has no DACT halting and no gates: there is no knob to certify")
     if is_stored(options):  # it takes long: better now than afterwards
         checkpoint.save_config(options.model, model.config, rehearse=True)
     else:
@@ -231,10 +235,18 @@ def promise(options: argparse.Namespace) -> None:
         print(certify.told(found), file=sys.stderr)
     if found["knobs"] is not None and is_stored(options):
         new = {key: found[key] for key in STORED["certificates"]}
-        config = checkpoint.read_config(Path(options.model))  # as it is by now
-        others = [c for c in config.certificates if any(c[key] != new[key] for key in SAME)]
-        config = dataclasses.replace(config, certificates=(*others, new))
-        checkpoint.save_config(options.model, config)
+
+        def with_new(config: Config) -> dict[str, Any]:
+            others = (c for c in config.certificates if any(c[key] != new[key] for key in SAME))
+            return {"certificates": (*others, new)}
+
+        store(options.model, with_new)
+
+
+def store(model: str, changes: Callable[[Config], dict[str, Any]]) -> None:
+    """Changes a model's config.json as it is by now: another process may have stored something."""
+    config = checkpoint.read_config(Path(model))
+    checkpoint.save_config(model, dataclasses.replace(config, **changes(config)))
 
 
 if __name__ == "__main__":

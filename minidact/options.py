@@ -5,6 +5,7 @@ Its name, type, default, bounds and help on the command line follow from that.
 """
 
 import argparse
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -180,6 +181,8 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
             knobs = PLAIN | SHAPES | PRICES
             names = ", ".join(flag(name, knobs.get(name, Knob(None, ""))) for name in sorted(given))
             raise InputError(f"--resume goes on with the run's own options: leave out {names}")
+        if not os.path.exists(os.path.join(options.out, STATE)):
+            raise InputError(f"{options.out} holds no unfinished run ({STATE}) to go on with")
         return options
     for name in FILES:
         setattr(options, name, getattr(options, name, None))
@@ -207,15 +210,37 @@ def check_unused(out: str, else_: str = "") -> None:
             raise InputError(f"{out} holds a model already ({name}); choose another --out{else_}")
 
 
+def check_apart(options: argparse.Namespace, output: str, *inputs: str) -> None:
+    """Raises InputError if the option for an output names the same file as one for an input."""
+    path = getattr(options, output)
+    for name in inputs:
+        if getattr(options, name) and os.path.realpath(path) == os.path.realpath(
+            getattr(options, name)
+        ):
+            raise InputError(f"--{output} and --{name} are the same file: {path}")
+
+
 def check_log(options: argparse.Namespace) -> None:
     """Raises InputError for a --log that would replace what is no log."""
+    check_apart(options, "log", "data", "dev")
     log, out = os.path.realpath(options.log), os.path.realpath(options.out)
-    for name in ("data", "dev"):
-        if getattr(options, name) and log == os.path.realpath(getattr(options, name)):
-            raise InputError(f"--log and --{name} are the same file: {options.log}")
     if os.path.commonpath([log, out]) == out:
         raise InputError(
             f"--log {options.log} lies in --out, where models and checkpoints are kept"
         )
     if os.path.exists(log) and not os.path.isfile(log):
         raise InputError(f"--log {options.log} is not a regular file")
+    if not is_log(log):
+        raise InputError(f"--log {options.log} is there, and is no log of a training")
+
+
+def is_log(path: str) -> bool:
+    """Does a file hold what a training logs, or nothing, or is it not there?"""
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(1_000_000)
+        return not line or "step" in json.loads(line)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, TypeError):
+        return False

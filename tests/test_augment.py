@@ -72,6 +72,7 @@ def test_a_copy_never_takes_the_label_of_a_text(tmp_path):
         (["--out", "nowhere/x.tsv"], "could not be written"),
         (["--data", "nowhere.tsv"], "nowhere.tsv cannot be read"),
         (["--init", "nowhere"], "nowhere"),
+        (["--out", "README.tsv", "--data", "README.tsv"], "--out and --data are the same file"),
     ],
 )
 def test_what_cannot_be_made(options, sentence, tmp_path):

@@ -132,6 +132,9 @@ def test_depth_weights_and_prior():
         losses, _, _ = HEADS[name].forward(z, y, h, None, labels, exits.Prices())
         np.testing.assert_allclose(losses, share @ ce)
     np.testing.assert_allclose(exits.geometric(0.5, 3), [0.5, 0.25, 0.25])
+    far = exits.geometric(0.999, 24)  # the last ones are not rounded to 0
+    assert (far > 0).all()
+    np.testing.assert_allclose(far.sum(), 1)
     # FastBERT's heads imitate the last one, which learns the labels
     losses, _, _ = HEADS["fastbert"].forward(z, y, h, None, labels, exits.Prices())
     imitated = -(y[-1] * np.log(y[:-1])).sum(2).sum(0)
@@ -272,6 +275,16 @@ def test_a_budget_is_kept(calibrated):
         model("a film", budget=0.5, slack=0.1)
 
 
+def test_budgets_are_replaced_by_better_ones_only(calibrated, tmp_path):
+    there = shutil.copytree(calibrated[0], tmp_path / "model")
+    before = (there / "config.json").read_bytes()
+    options = ["--data", FIXTURES / "reviews.tsv", "--sweep", "--calibrate", "--model", there]
+    result = run("evaluate", *options, "--curves", "fixed")
+    assert result.returncode == 2
+    assert "stores settings of mechanisms, and there are none to try" in result.stderr
+    assert (there / "config.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -281,9 +294,12 @@ def test_a_budget_is_kept(calibrated):
             ["--sweep", "--curves", "fixed,wheel"],
             "--curves 'wheel' is unknown; there are: halting, planning",
         ),
+        (["--sweep", "--curves", ","], "--curves names none; there are: halting"),
+        (["--curves", ""], "go with --sweep"),
+        (["--sweep", "--slack", "0.3"], "--sweep moves all knobs itself"),
         (["--sweep", "--calibrate"], "--calibrate needs --model"),
         (["--sweep", "--model", TINY], "no knob to sweep"),
-        (["--rule", "entropy", "--full"], "needs halting in use"),
+        (["--rule", "entropy", "--full"], "which is not in use"),
     ],
 )
 def test_what_cannot_work(options, sentence):

@@ -54,6 +54,16 @@ def test_the_command_writes_whole_rows(tmp_path):
     assert set().union(*(lines[1:] for lines in held)) <= set(rows)
 
 
+@pytest.mark.parametrize("there", ["train.tsv", "certify.tsv"])
+def test_no_file_is_replaced(there, tmp_path):
+    (tmp_path / there).write_text("text\tlabel\ngood film\t1\nbad film\t0\n")
+    options = ["--data", tmp_path / there, "--out", tmp_path, "--certify", 1, "--choose", 0]
+    result = run("study.holdout", *options)
+    assert result.returncode == 2
+    assert f"{there} is there already; choose another --out" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [there]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

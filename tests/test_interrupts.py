@@ -14,7 +14,7 @@ import sys
 import time
 
 import pytest
-from conftest import FIXTURES, ROOT, run
+from conftest import FIXTURES, ROOT, TINY, run
 from training import arguments
 
 TIMES = [2, pytest.param(100, marks=pytest.mark.long)]
@@ -108,6 +108,8 @@ def test_training_saves_whatever_comes_and_however_often(first, times, task, tmp
 def test_a_log_replaces_nothing_but_a_log(task, tmp_path):
     before = (task / "train.tsv").read_bytes()
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "notes.txt").write_text("not to be lost\n")
+    (tmp_path / "model.safetensors").write_bytes((TINY / "model.safetensors").read_bytes())
     (tmp_path / "link.jsonl").symlink_to(task / "train.tsv")
     for log, sentence in (
         (task / "train.tsv", "--log and --data are the same file"),
@@ -117,15 +119,19 @@ def test_a_log_replaces_nothing_but_a_log(task, tmp_path):
         (tmp_path, "is not a regular file"),
         ("/dev/null", "is not a regular file"),
         (tmp_path / "out" / "log.jsonl", "lies in --out"),
+        (tmp_path / "notes.txt", "is there, and is no log of a training"),
+        (tmp_path / "model.safetensors", "is there, and is no log of a training"),
     ):
         result = run("train", *arguments(task, tmp_path / "out", log=log))
         assert result.returncode == 2
         assert sentence in result.stderr
     assert (task / "train.tsv").read_bytes() == before
+    assert (tmp_path / "notes.txt").read_text() == "not to be lost\n"
     real = tmp_path / "real.jsonl"
     link = tmp_path / "other.jsonl"
     link.symlink_to(real)
-    result = run("train", *arguments(task, tmp_path / "out", log=link, epochs=1))
-    assert result.returncode == 0, result.stderr
+    for name in ("out", "again"):  # a log takes the place of a log
+        result = run("train", *arguments(task, tmp_path / name, log=link, epochs=1))
+        assert result.returncode == 0, result.stderr
     assert link.is_symlink()
     assert len([json.loads(line) for line in real.read_text().splitlines()]) == 7

@@ -21,6 +21,7 @@ from minidact.mechanisms.planning import Planning
 from minidact.mechanisms.token_gates import TokenGates
 from minidact.network import Network
 from minidact.options import training_options
+from minidact.train import __main__ as train_main
 from minidact.train import start, told
 from minidact.train.learn import are_settled, learn
 
@@ -108,6 +109,47 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, undist
     assert same(weights(out), undisturbed)
     assert not list(out.glob(".*"))
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(280))
+
+
+def test_data_that_changed_meanwhile_end_it(task, tmp_path):
+    here = shutil.copytree(task, tmp_path / "task")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minidact.train", *arguments(here, tmp_path / "out", epochs=4000)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert "examples" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    rows = (here / "dev.tsv").read_text().splitlines(keepends=True)
+    (here / "dev.tsv").write_text("".join(rows[:-1]))
+    result = run("train", "--out", tmp_path / "out", "--resume")
+    assert result.returncode == 2
+    assert "dev.tsv has changed since the run began, so it cannot go on" in result.stderr
+    (here / "dev.tsv").write_text("".join(rows))
+    assert len(train_main.go_on(tmp_path / "out").dev_labels) == len(rows) - 1
+
+
+def test_another_run_may_have_ended_meanwhile(task, tmp_path, monkeypatch, refused):
+    begin = train_main.begin
+
+    def while_another_ends(options):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "config.json").write_text("{}")
+        return begin(options)
+
+    monkeypatch.setattr(train_main, "begin", while_another_ends)
+    refused("holds a model already (config.json)", "train", *arguments(task, tmp_path / "out"))
+
+
+def test_an_average_has_seen_the_last_steps(task, tmp_path):
+    """Of 7 steps each moves it by a tenth: it is the mean that they make, not the start."""
+    for name, decay in (("mean", 0.9), ("last", 0)):
+        result = run("train", *arguments(task, tmp_path / name, epochs=1, average=decay))
+        assert result.returncode == 0, result.stderr
+    start, mean, last = (weights(path) for path in (TINY, tmp_path / "mean", tmp_path / "last"))
+    for name in ("bert.encoder.layer.0.output.dense.weight", "bert.embeddings.LayerNorm.bias"):
+        expected = 0.9**7 * start[name].astype(float) + (1 - 0.9**7) * last[name]
+        np.testing.assert_allclose(mean[name], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_keep_best_keeps_the_best_epoch(task, tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 from .. import checkpoint, data
 from ..errors import InputError, run_command
 from ..files import write_file
+from ..options import check_apart
 
 WORDS = "bert.embeddings.word_embeddings.weight"
 
@@ -83,6 +84,7 @@ def main() -> None:
                          "more than 0 and at most 1")  # fmt: skip
     if Path(o.out).suffix != ".tsv":
         raise InputError(f"--out {o.out}: the name must end in .tsv")
+    check_apart(o, "out", "data")
     write_file(Path(o.out), b"", rehearse=True)
     examples = data.read_examples(o.data)
     if examples.pairs is not None:

@@ -21,6 +21,8 @@ from ..data import read_examples
 from ..errors import InputError, run_command
 from ..files import make_directory, write_file
 
+PARTS = ("certify.tsv", "choose.tsv", "train.tsv")
+
 
 def split(
     texts: Sequence[str], certify: int, choose: int, seed: int
@@ -81,6 +83,9 @@ def main() -> None:
         raise InputError("--certify, --choose and --seed must be 0 or more")
     if Path(o.data).suffix != ".tsv":
         raise InputError(f"{o.data}: the name must end in .tsv")
+    for name in PARTS:  # the rest of an earlier split, or the whole of another data set
+        if (Path(o.out) / name).exists():
+            raise InputError(f"{Path(o.out) / name} is there already; choose another --out")
     examples = read_examples(o.data)
     lines = Path(o.data).read_bytes().split(b"\n")  # as read_examples counts them
     if not lines[0] or examples.lines[0] == 1:
@@ -88,7 +93,7 @@ def main() -> None:
     texts = [" ".join(text.split()) for text in examples.texts]
     parts = split(texts, o.certify, o.choose, o.seed)
     out = make_directory(o.out)
-    for name, rows in zip(("certify.tsv", "choose.tsv", "train.tsv"), parts, strict=True):
+    for name, rows in zip(PARTS, parts, strict=True):
         write_file(
             out / name, b"\n".join([lines[0], *(lines[examples.lines[i] - 1] for i in rows), b""])
         )

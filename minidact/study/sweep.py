@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
+from ..errors import InputError
 from ..mechanisms import MECHANISMS, together
 from ..mechanisms.exits import HEADS, RULES
 from ..mechanisms.record import Knob
@@ -29,7 +30,10 @@ def settings(config: Config, curves: str | None = None) -> list[Point]:
     points = list(_settings(config))
     if curves is None:
         return points
-    wanted = choose("curves", curves, dict.fromkeys(name for name, _ in points))
+    known = dict.fromkeys(name for name, _ in points)
+    wanted = choose("curves", curves, known)
+    if not wanted:
+        raise InputError(f"--curves names none; there are: {', '.join(known)}")
     return [point for point in points if point[0] in wanted]
 
 

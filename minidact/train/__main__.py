@@ -6,6 +6,7 @@ ragged batch a step (learn.py), and saves on the way. All randomness of a step f
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from ..errors import InputError, run_command
 from ..mechanisms import MECHANISMS, exits, token_gates
 from ..model import Model
 from ..network import Network
-from ..options import STATE, comma_list, training_options
+from ..options import STATE, check_unused, comma_list, training_options
 from ..signals import STOPS, noted
 from . import teach, told
 from .learn import DECIDED, are_settled, learn, prices_at
@@ -39,23 +40,35 @@ AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass 
 
 def main() -> None:
     options = training_options()
-    if options.resume:
-        options, start, progress = read_state(Path(options.out))
-        train = read_examples(options, options.data)
-    else:
-        train = read_examples(options, options.data)
-        start = build(options, train)
-        average = {n: p.copy() for n, p in start.params.items()} if options.average else {}
-        progress = Progress(average, optim.zero_moments(start.params), 0, -math.inf)
-    run = Run(options, start, progress, *split(options, train))
+    run = None if options.resume else begin(options)  # bad data make no directory
     with files.alone_in(files.make_directory(options.out)):
+        if run is None:
+            run = go_on(Path(options.out))
+        else:
+            check_unused(options.out)  # another run may have been here meanwhile
         run.go()
+
+
+def begin(options: argparse.Namespace) -> "Run":
+    """A run at its first step."""
+    train = read_examples(options, options.data)
+    start = build(options, train)
+    average = {n: p.copy() for n, p in start.params.items()} if options.average else {}
+    progress = Progress(average, optim.zero_moments(start.params), 0, -math.inf)
+    return Run(options, start, progress, *split(options, train))
+
+
+def go_on(out: Path) -> "Run":
+    """A run as it was at its last checkpoint."""
+    options, start, progress = read_state(out)
+    return Run(options, start, progress, *split(options, read_examples(options, options.data)))
 
 
 class Progress(NamedTuple):
     """How far a run is: the moving average or {}, AdamW's moments, steps done, best dev score.
 
-    taught: what the teachers answered, or None. without: epochs since the best score.
+    taught: what the teachers answered, or None. without: epochs since the best score. digest: of
+    the texts and labels, or None if a checkpoint does not know it.
     """
 
     average: dict[str, np.ndarray]
@@ -64,6 +77,7 @@ class Progress(NamedTuple):
     best: float
     taught: np.ndarray | None = None
     without: int = 0
+    digest: str | None = None
 
 
 class Run:
@@ -75,7 +89,11 @@ class Run:
     ):  # fmt: skip
         self.options, self.start = options, start
         self.config, self.params, self.new, self.tokenizer, _ = start
-        self.average, self.moments, self.done, self.best, self.taught, self.without = progress
+        self.average, self.moments, self.done, self.best, self.taught, self.without, was = progress
+        self.digest = digest(train, dev)
+        if was not in (None, self.digest):
+            files_of = " or ".join(filter(None, (options.data, options.dev)))
+            raise InputError(f"{files_of} has changed since the run began, so it cannot go on")
         self.prices, self.calc = prices_of(options), network.calculus(self.params)
         used = self.config.mechanisms if options.use is None else comma_list(options.use)
         self.use = tuple(  # a policy that learns alone needs the heads that answer
@@ -237,8 +255,9 @@ class Run:
             log["undecided"] = token_gates.undecided(gates)
             if self.decided(step):
                 gates[:] = token_gates.decided(gates)
-        if self.average and (step + 1) % AVERAGE_EVERY == 0:
-            optim.move_average(self.average, self.params, self.options.average**AVERAGE_EVERY)
+        since = step % AVERAGE_EVERY + 1  # steps that the average has not seen
+        if self.average and (since == AVERAGE_EVERY or step + 1 == self.total):
+            optim.move_average(self.average, self.params, self.options.average**since)
             if gates is not None:  # the mean of a gate's way to 0 is neither 0 nor 1
                 self.average[token_gates.NAME][:] = gates
         return log
@@ -265,7 +284,7 @@ class Run:
             "done": str(self.done), "best": str(self.best), "without": str(self.without),
             "options": json.dumps(vars(self.options)), "config": json.dumps(self.config.to_dict()),
             "new": json.dumps(self.new), "tokenizer": self.tokenizer.to_str(),
-            "before": json.dumps(self.moments[2]),
+            "before": json.dumps(self.moments[2]), "digest": self.digest,
         }  # fmt: skip
         state = safetensors.numpy.save(tensors, about)
         self.save(files.write_file, Path(self.options.out) / STATE, state)
@@ -299,15 +318,20 @@ def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
         tokenizer = Tokenizer.from_str(about["tokenizer"])
         new, before = json.loads(about["new"]), json.loads(about["before"])
         done, best, without = int(about["done"]), float(about["best"]), int(about["without"])
-    except FileNotFoundError:
-        raise InputError(f"{out} holds no unfinished run ({STATE}) to go on with") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{out / STATE} is damaged: {error}") from None
     options.out = str(out)  # it may have been moved
     start = Start(config, parts["params"], new, tokenizer)
     moments = (parts["m"], parts["v"], before)
     taught = parts["taught"].get("answers")
-    return options, start, Progress(parts["average"], moments, done, best, taught, without)
+    progress = Progress(parts["average"], moments, done, best, taught, without, about.get("digest"))
+    return options, start, progress
+
+
+def digest(*files_of: data.Examples) -> str:
+    """What differs if a text or a label does."""
+    told = [[examples.texts, examples.pairs, examples.labels] for examples in files_of]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def open_log(path: str | None, done: int) -> Any:
