@@ -19,7 +19,15 @@ from . import bert, ragged
 from .config import Config
 from .errors import InputError, known
 from .fast.layers import Reference
-from .mechanisms import KNOBS, check_together, exits, planning, selection, token_gates
+from .mechanisms import (
+    KNOBS,
+    check_together,
+    check_turned,
+    exits,
+    planning,
+    selection,
+    token_gates,
+)
 from .network import Network, full_macs, has_classifier, macs
 from .ragged import Batch
 
@@ -72,13 +80,12 @@ def check_knobs(config: Config, knobs: Knobs) -> None:
         value = getattr(knobs, name)
         if wrong := knob.misfit(value):
             raise InputError(f"{name} is {value!r}{wrong}")
+    check_turned(knobs.use, vars(knobs))
     if knobs.rule is None:
         if knobs.at is not None:
             raise InputError("at is the knob of a rule: give a rule with it")
         return
     rule = exits.RULES[knobs.rule]
-    if "halting" not in knobs.use:
-        raise InputError(f"the rule {knobs.rule!r} needs halting in use")
     if "planning" in knobs.use and not rule.averages:
         raise InputError(f"the rule {knobs.rule!r} cannot be used beside planning")
     if knobs.at is not None and rule.set_by != "at":

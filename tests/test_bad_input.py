@@ -93,7 +93,7 @@ def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):
     ("arguments", "sentence"),
     [
         ({"texts": 3}, "neither a str nor a list"),
-        ({"texts": "good", "at": 0.3}, "knob of a rule"),
+        ({"texts": "good", "at": 0.3}, "at is a knob of halting, which is not in use"),
         ({"texts": [None]}, "text 0 is of type NoneType, not str"),
         ({"texts": b"bytes"}, "texts are of type bytes, neither a str nor a list"),
         ({"texts": ["a", "b"], "text_pairs": ["c"]}, "2 texts, but 1 second texts"),

@@ -94,11 +94,16 @@ def test_in_functions_of_arrays():
     [
         ({"use": (3,)}, "the model does not carry 3; it has halting, planning, tokens"),
         ({"use": ("dimming",)}, "the model does not carry 'dimming'; it has halting"),
-        ({"at": 0.5}, "at is the knob of a rule: give a rule with it"),
+        ({"use": ("halting",), "at": 0.5}, "at is the knob of a rule: give a rule with it"),
         ({"use": USE, "rule": "entropy"}, "the rule 'entropy' cannot be used beside planning"),
         ({"use": ("halting",), "rule": "dact", "at": 0.5}, "is set by slack, not by at"),
         ({"use": ("halting",), "rule": "entropy", "at": -1.0}, "at is -1.0; it must be 0 or more"),
-        ({"use": ("planning",), "rule": "entropy"}, "the rule 'entropy' needs halting in use"),
+        (
+            {"use": ("planning",), "rule": "entropy"},
+            "rule is a knob of halting",
+        ),
+        ({"slack": 0.5}, "slack is a knob of halting, which is not in use"),
+        ({"use": ("halting",), "keep": 0.3}, "keep is a knob of tokens, which is not in use"),
         ({"slack": "much"}, "slack is 'much'; it must be a number"),
     ],
 )

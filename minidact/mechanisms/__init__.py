@@ -32,6 +32,14 @@ def check_together(use: Iterable[str]) -> None:
                 raise InputError(f"{name} and {other} exclude each other: choose one")
 
 
+def check_turned(use: Iterable[str], knobs: dict[str, Any]) -> None:
+    """Raises InputError for a knob that was turned, of a mechanism that is not in use."""
+    for name, record in MECHANISMS.items():
+        for key, knob in record.knobs.items():
+            if name not in use and knobs[key] != knob.usual:
+                raise InputError(f"{key} is a knob of {name}, which is not in use")
+
+
 def default_prices() -> dict[str, Any]:
     """What a training charges where nothing is said: {mechanism: its prices}."""
     return {name: m.prices() for name, m in MECHANISMS.items()}

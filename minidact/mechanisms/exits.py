@@ -169,7 +169,7 @@ def by_depth(layers: int):
 def geometric(prior: float, layers: int):
     """PonderNet's prior, (L,): prior (1 - prior)^(n - 1), and the last layer takes the rest."""
     g = prior * (1 - prior) ** np.arange(layers)
-    g[-1] = 1 - g[:-1].sum()
+    g[-1] = (1 - prior) ** (layers - 1)
     return g
 
 
