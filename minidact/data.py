@@ -107,7 +107,7 @@ def _json_rows(path, lines):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=no_constant)
+            row = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
@@ -120,13 +120,21 @@ def _json_rows(path, lines):
         yield number, [row[key] for key in header]
 
 
-def no_constant(name):
-    """Refuses NaN and Infinity, which Python takes for JSON."""
-    raise ValueError(f"{name} is not of JSON")
+def parse_json(line: str | bytes) -> Any:
+    """Returns the value; raises ValueError also for what Python would take for NaN or Infinity."""
+    return json.loads(line, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not of JSON")
+    return value
 
 
 def _examples(path, header, rows, labelled, others) -> Examples:
     """Returns the examples in the rows; raises InputError, with the line, for a bad one."""
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise InputError(f"{path}, line 1: the header names the column {twice[0]!r} twice")
     text = next((name for name in TEXTS if name in header), None)
     label = next((name for name in LABELS if name in header), None) if labelled else None
     if text is None or (labelled and label is None):

@@ -1,9 +1,10 @@
 """Writing files so that nothing is lost: whole or not at all, and no two processes at once."""
 
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,21 +42,22 @@ def written(path: Path, rehearse: bool = False) -> Iterator[BinaryIO]:
 
     If the block fails, path stays as it was. A symbolic link is followed.
     """
-    name, path = None, Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path))
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with open(aside, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        if path.exists():  # who may read it stays as it was
+            shutil.copymode(path, aside)
         if not rehearse:
-            os.replace(name, path)
+            os.replace(aside, path)
     except OSError as error:
         raise InputError(f"{path} could not be written: {error.strerror}") from None
     finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -215,6 +215,8 @@ BAD = {
     "nolabel.tsv": (b"text\tlabel\na\t\n", "line 2: the label is empty"),
     "broken.jsonl": (b'{"text": "a", "label": 1}\n{"text": \n', "line 2: not JSON"),
     "nan.jsonl": (b'{"text": NaN, "label": 1}\n', "line 1: not JSON (NaN is not of JSON)"),
+    "huge.jsonl": (b'{"text": "a", "label": 1e999}\n', "line 1: not JSON (1e999 is not of JSON)"),
+    "twice.tsv": (b"id\tid\ttext\tlabel\n1\t2\ta\t1\n", "names the column 'id' twice"),
     "list.jsonl": (b"[1, 2]\n", "line 1: not a JSON object"),
     "keys.jsonl": (b'{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: its keys differ"),
     "null.jsonl": (b'{"text": null, "label": 1}\n', "line 1: text is neither"),

@@ -18,6 +18,12 @@ def result():
     return json.loads(result.stdout)
 
 
+def test_no_more_threads_than_may_run():
+    result = run("bench", "--threads", 2, env={"NUMBA_NUM_THREADS": "1"})
+    assert result.returncode == 2
+    assert "--threads is 2; it must be 1 to 1" in result.stderr
+
+
 def test_limits_and_startup(result):
     assert result["limits"]["gflops"] > 1
     assert result["limits"]["gb_per_s"] > 0.1

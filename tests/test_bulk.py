@@ -81,6 +81,11 @@ def test_every_layout_and_every_bad_row(files):
     ]
 
 
+def test_no_number_is_nan_however_deep():
+    row = {"x": float("nan"), "y": [1.5, {"z": float("-inf")}], "n": 3, "t": "nan"}
+    assert rows._finite(row) == {"x": None, "y": [1.5, {"z": None}], "n": 3, "t": "nan"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "lines"),
     [
@@ -88,6 +93,7 @@ def test_every_layout_and_every_bad_row(files):
         ("a.csv", b'text\nfine\n"open\ngood\n', [(2, ""), (3, "unexpected end of data")]),
         ("a.tsv", b"\ntext\nfine\n", [(3, "")]),
         ("a.jsonl", b'{"text": "a", "text_pair": null}\n{"text": NaN}\n', [(1, ""), (2, "NaN")]),
+        ("a.jsonl", b'{"text": "a", "x": [1e999]}\n{"text": "b"}\n', [(1, "1e999"), (2, "")]),
     ],
 )
 def test_odd_rows(name, content, lines, tmp_path):

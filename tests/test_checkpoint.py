@@ -1,6 +1,7 @@
 """Hugging Face directories in all their forms, the hub, and what is wrong with broken ones."""
 
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -324,3 +325,15 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
         files.write_file(file, b"new")
     assert file.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_is_as_open_as_its_owner_wants(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write_file(tmp_path / "new", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "new").chmod(0o600)
+    files.write_file(tmp_path / "new", b"again")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600

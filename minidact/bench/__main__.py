@@ -11,15 +11,19 @@ import argparse
 import importlib.util
 import json
 
+import numba
+
 from .. import data
 from ..errors import InputError, run_command
 from ..fast import jit
-from ..fast.threads import cores, kind_of_threads, use
+from ..fast.threads import kind_of_threads, use
 from ..model import Model
 from ..options import comma_list
 from . import cases
 from .contenders import CONTENDERS, needs
 from .limits import limits
+
+MOST = numba.config.NUMBA_NUM_THREADS  # that may run: of processors, and of a wish for fewer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", help="a labelled file, such as SST-2/dev.tsv: take its texts' lengths, and time "
         "halting on it")  # fmt: skip
     add("--rounds", type=int, default=5, help="turns of each contender (default 5)")
-    add("--threads", type=int, default=cores(), help="of each contender (default: all)")
+    add("--threads", type=int, default=MOST, help="of each contender (default: all)")
     add("--layers", type=int, default=12, help="of the random model (default 12)")
     add("--only", help="contenders, separated by commas (default: all that are installed)")
     return p
@@ -45,7 +49,7 @@ def main() -> None:
         raise InputError(
             "bench times compiled kernels, and NUMBA_DISABLE_JIT forbids to compile any"
         )
-    bounds = (("rounds", 1, 1000), ("threads", 1, cores()), ("layers", 1, 100))
+    bounds = (("rounds", 1, 1000), ("threads", 1, MOST), ("layers", 1, 100))
     for name, least, highest in bounds:
         if not least <= getattr(options, name) <= highest:
             value = getattr(options, name)
@@ -117,7 +121,8 @@ def against(r: dict) -> list[str]:
     """Every contender a line, every case a column."""
     lines = []
     for row in r["rows"]:
-        lines += ["", f"{row['case']}, {r['layers']} layers, 384 wide"]
+        layers = f", {r['layers']} layers" * (row["kind"] == "answer")  # training says how many
+        lines += ["", f"{row['case']}{layers}, 384 wide"]
         for name, ms in row["ms"].items():
             shares = [
                 f"{ours} takes {row[key][name]:.2f} of it"

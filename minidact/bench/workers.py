@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,9 +38,10 @@ class Worker:
 
     def ask(self, **request):
         """Returns the answer to a request; raises InputError if the process has ended."""
-        if request:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # then nothing can be read, either
+            if request:
+                self.process.stdin.write(json.dumps(request) + "\n")
+                self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise InputError(f"{self.name} ended unexpectedly; leave it out with --only")

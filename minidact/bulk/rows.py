@@ -4,7 +4,6 @@ import bz2
 import csv
 import glob
 import gzip
-import json
 import lzma
 import math
 import zlib
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..data import TEXTS, no_constant
+from ..data import TEXTS, parse_json
 from ..errors import InputError
 
 Columns = dict[str, Any]
@@ -132,7 +131,7 @@ def _jsonl(file: Path, begin: Place) -> Found:
             yield place, NOT_UTF8
         elif line.strip():
             try:
-                row = json.loads(line, parse_constant=no_constant)
+                row = parse_json(line)
             except (ValueError, RecursionError) as error:
                 yield place, f"not JSON ({error})"
             else:
@@ -212,11 +211,13 @@ def _parquet(file: Path, begin: Place) -> Found:
         raise InputError(f"{file} cannot be read: {error}") from None
 
 
-def _finite(columns: Columns) -> Columns:
-    """NaN is no JSON: such a number becomes null."""
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in columns.items()
-    }
+def _finite(value: Any) -> Any:
+    """NaN is no JSON: such a number becomes null, also inside lists and structs."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 NOT_UTF8 = "not valid UTF-8"
