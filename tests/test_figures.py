@@ -11,6 +11,7 @@ from minidact.mechanisms import KNOBS
 from minidact.study import compare
 
 SWEEP = json.loads((ROOT / "tutorials" / "data" / "sst2-sweep.json").read_text())
+CONFIG = json.loads((ROOT / "weights" / "sst2-minilm-l6" / "config.json").read_text())["minidact"]
 PAGES = ["README.md", "weights/sst2-minilm-l6/README.md"]
 
 
@@ -72,9 +73,8 @@ def test_areas_are_the_sweeps():
 
 
 def test_certificates_are_those_that_ship():
-    config = json.loads((ROOT / "weights" / "sst2-minilm-l6" / "config.json").read_text())
     found = []
-    for c in sorted(config["minidact"]["certificates"], key=lambda c: (-c["bits"], c["risk"])):
+    for c in sorted(CONFIG["certificates"], key=lambda c: (-c["bits"], c["risk"])):
         use, slack = "+".join(c["knobs"]["use"]), c["knobs"]["slack"]
         differed = f"{c['disagreements']} of {c['examples']:,}"
         cost = f"{100 * c['macs_fraction']:.0f} %"
@@ -207,3 +207,44 @@ def test_times_from_a_text_to_its_label_are_the_benchmarks(page):
         assert accuracy == f"{alone['accuracy'][name]:.4f}", label
         found = [alone[key][name] for key in ("ms", "p50", "p95", "p99")] + [batches["ms"][name]]
         assert times == [f"{value:.2f}" for value in found[: len(times)]], label
+
+
+# ---------------------------------------------------------------------------- sentences
+
+
+def percent(share):
+    return f"{100 * share:.0f} %"
+
+
+HALTING, SLACK = point("`--use halting`: exact"), point("`--use halting --slack 0.4`")
+POLICY = point("`--use selection`")
+SURER = point("`--use selection --selection-threshold 0.001`")
+LIMITS, START, SAID = SPEED["limits"], SPEED["startup"], SPEED["labels"][0]["accuracy"]
+SENTENCES = {
+    "README.md": [
+        f"the same class as in full for {percent(HALTING['macs_fraction'])} of the work",
+        f"nothing dearer than {percent(CONFIG['budgets'][-1]['macs_fraction'])} scored better",
+    ],
+    "tutorials/speed.md": [
+        f"here {LIMITS['gflops']:.0f} GFLOP/s, {LIMITS['gops_int8']:.0f} G operations/s in eight "
+        f"bits, and {LIMITS['gb_per_s']:.0f} GB/s from memory",
+        f"The whole process of `infer` takes {START['infer_s']:.1f} s and "
+        f"{START['infer_mb']:.0f} MB",
+        f"the kernels are compiled after it, in {START['compiled_s']:.0f} s",
+        f"scores {SAID['minidact 8 bits, full']:.4f} in full ({SAID['minidact, full']:.4f} before) "
+        f"and {SAID['minidact 8 bits, all']:.4f} with all three mechanisms "
+        f"({SAID['minidact, all']:.4f} before)",
+    ],
+    RESULTS: [
+        f"score {SURER['value']:.4f} at {percent(SURER['macs_fraction'])} of the multiply-adds and "
+        f"{POLICY['value']:.4f} at {percent(POLICY['macs_fraction'])}; halting has "
+        f"{SLACK['value']:.4f} there, the full model's score, at {percent(SLACK['macs_fraction'])}",
+    ],
+}
+
+
+@pytest.mark.parametrize("page", SENTENCES)
+def test_figures_in_sentences_are_those_of_the_files(page):
+    text = " ".join((ROOT / page).read_text().split())
+    for sentence in SENTENCES[page]:
+        assert sentence in text

@@ -76,7 +76,9 @@ def rows(task: str, about: Task, found: dict[str, dict[int, dict[str, Found]]]) 
     A row's "corners" are each seed's curve, as (cost, score) of the settings that beat all cheaper
     ones; "area" is the mean score over the low half of the multiply-adds, "spread" its standard
     deviation between seeds, "kept" the share of the full score at COSTS, and "against" the related
-    method that has all of its seeds and, on these, the best area: with it it is compared.
+    method that has all of its seeds and, on these, the best area: with it it is compared. It is the
+    best of several on the same texts, so it is flattered: "above" is said too rarely rather than
+    too often, and "below" too often.
     """
     named: dict[Name, dict[int, Found]] = {
         (method, name): {seed: curves[name] for seed, curves in seeds.items()}
