@@ -8,9 +8,10 @@ import pytest
 from conftest import ROOT
 
 from minidact.mechanisms import KNOBS
-from minidact.study import compare
+from minidact.study import compare, scores
 
-SWEEP = json.loads((ROOT / "tutorials" / "data" / "sst2-sweep.json").read_text())
+DATA = ROOT / "tutorials" / "data"
+SWEEP = json.loads((DATA / "sst2-sweep.json").read_text())
 CONFIG = json.loads((ROOT / "weights" / "sst2-minilm-l6" / "config.json").read_text())["minidact"]
 PAGES = ["README.md", "weights/sst2-minilm-l6/README.md"]
 
@@ -86,8 +87,8 @@ def test_certificates_are_those_that_ship():
 
 
 RESULTS = "tutorials/results.md"
-STUDY = json.loads((ROOT / "tutorials" / "data" / "study.json").read_text())
-LONG = {row["row"]: row for row in json.loads((ROOT / "tutorials/data/imdb.json").read_text())}
+STUDY = json.loads((DATA / "study.json").read_text())
+LONG = {row["row"]: row for row in json.loads((DATA / "imdb.json").read_text())}
 FIRST_STUDY = {  # its table's rows, as method and curve
     "plain fine-tuning, in full": ("plain", "full"),
     "a fixed depth, on DACT's heads": ("dact", "fixed"),
@@ -155,7 +156,7 @@ def test_shares_beside_those_of_others_are_the_sweeps():
 # ---------------------------------------------------------------------------- speed
 
 
-SPEED = json.loads((ROOT / "tutorials" / "data" / "speed.json").read_text())
+SPEED = json.loads((DATA / "speed.json").read_text())
 CONTENDERS = {
     "`--bits 8`": "minidact 8 bits",
     "exact halting": "halting",
@@ -237,11 +238,19 @@ REVIEWS, CONFIDENCE = ("IMDB", "selection", "all"), ("dact", "confidence")
 HALTING, SLACK = point("`--use halting`: exact"), point("`--use halting --slack 0.4`")
 POLICY = point("`--use selection`")
 SURER = point("`--use selection --selection-threshold 0.001`")
+RISKS = {row["risk"]: row for row in json.loads((DATA / "sst2-risk.json").read_text())}
+SURE, LESS_SURE = RISKS[0.01], RISKS[0.05]
 LIMITS, START, SAID = SPEED["limits"], SPEED["startup"], SPEED["labels"][0]["accuracy"]
 SENTENCES = {
     "README.md": [
         f"the same class as in full for {percent(HALTING['macs_fraction'])} of the work",
         f"nothing dearer than {percent(CONFIG['budgets'][-1]['macs_fraction'])} scored better",
+    ],
+    PAGES[1]: [
+        " ".join(scores.table(RISKS[0.02]).split()),
+        f"With `--risk 0.01` {100 * SURE['agreement']:.1f} % of the classes are as in full, at "
+        f"{percent(SURE['macs_fraction'])} of the multiply-adds. With `--risk 0.05` it is "
+        f"{100 * LESS_SURE['agreement']:.1f} % of them, at {percent(LESS_SURE['macs_fraction'])}",
     ],
     "tutorials/speed.md": [
         f"here {LIMITS['gflops']:.0f} GFLOP/s, {LIMITS['gops_int8']:.0f} G operations/s in eight "
