@@ -6,7 +6,6 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,9 @@ def main() -> None:
     if options.plot:
         plot.save(plot.sweep(result), options.plot)
     if options.calibrate:
-        store(options.model, lambda _: {"budgets": tuple(result["budgets"])})
+        config = checkpoint.read_config(Path(options.model))  # as it is by now
+        config = dataclasses.replace(config, budgets=tuple(result["budgets"]))
+        checkpoint.save_config(options.model, config)
 
 
 def once(options: argparse.Namespace, result: dict, examples, labels, model: Model) -> None:
@@ -235,18 +236,10 @@ def promise(options: argparse.Namespace) -> None:
         print(certify.told(found), file=sys.stderr)
     if found["knobs"] is not None and is_stored(options):
         new = {key: found[key] for key in STORED["certificates"]}
-
-        def with_new(config: Config) -> dict[str, Any]:
-            others = (c for c in config.certificates if any(c[key] != new[key] for key in SAME))
-            return {"certificates": (*others, new)}
-
-        store(options.model, with_new)
-
-
-def store(model: str, changes: Callable[[Config], dict[str, Any]]) -> None:
-    """Changes a model's config.json as it is by now: another process may have stored something."""
-    config = checkpoint.read_config(Path(model))
-    checkpoint.save_config(model, dataclasses.replace(config, **changes(config)))
+        config = checkpoint.read_config(Path(options.model))  # as it is by now
+        others = [c for c in config.certificates if any(c[key] != new[key] for key in SAME)]
+        config = dataclasses.replace(config, certificates=(*others, new))
+        checkpoint.save_config(options.model, config)
 
 
 if __name__ == "__main__":

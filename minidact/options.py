@@ -214,9 +214,8 @@ def check_apart(options: argparse.Namespace, output: str, *inputs: str) -> None:
     """Raises InputError if the option for an output names the same file as one for an input."""
     path = getattr(options, output)
     for name in inputs:
-        if getattr(options, name) and os.path.realpath(path) == os.path.realpath(
-            getattr(options, name)
-        ):
+        given = getattr(options, name)
+        if given and os.path.realpath(given) == os.path.realpath(path):
             raise InputError(f"--{output} and --{name} are the same file: {path}")
 
 

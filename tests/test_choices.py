@@ -100,7 +100,7 @@ def test_in_functions_of_arrays():
         ({"use": ("halting",), "rule": "entropy", "at": -1.0}, "at is -1.0; it must be 0 or more"),
         (
             {"use": ("planning",), "rule": "entropy"},
-            "rule is a knob of halting",
+            "rule is a knob of halting, which is not in use",
         ),
         ({"slack": 0.5}, "slack is a knob of halting, which is not in use"),
         ({"use": ("halting",), "keep": 0.3}, "keep is a knob of tokens, which is not in use"),
