@@ -44,8 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def load_model(name: str | None, how: dict[str, Any], bits: int | None = None) -> Model:
     """The model, its kernels compiled for answers such as those asked for."""
     slow = load_slow(name, how, bits)
-    if not is_compiled(bits):
-        print(compiling(), file=sys.stderr, flush=True)
+    jit.before_compiling(say_compiling)
     return load_fast(slow, how, bits)
 
 
@@ -91,8 +90,12 @@ def nothing_collected() -> Iterator[None]:
         gc.enable()
 
 
+def say_compiling() -> None:
+    print(compiling(), file=sys.stderr, flush=True)
+
+
 def compiling() -> str:
-    """What to say before the first answer."""
+    """What to say before kernels are compiled."""
     if jit.is_kept():
         return "compiling kernels; this happens once and takes some seconds ..."
     return (
@@ -121,7 +124,8 @@ def main() -> None:
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     model, bits = load_slow(options.model, how, options.bits), options.bits
     ready = is_compiled(bits)
-    if ready:
+    if ready:  # but for kernels of mechanisms, perhaps, that are used for the first time
+        jit.before_compiling(say_compiling)
         model = load_fast(model, how, bits)
     if model.config.text_pairs and not options.pairs and options.pair is None:
         wanted = (

@@ -76,6 +76,17 @@ def test_code_on_disk_is_whole_whatever_was_compiled_before_it(tmp_path):
     assert kept == {"kernels._add_layer_norm_many", "kernels.add_layer_norm"}
 
 
+def test_it_says_so_before_it_compiles(tmp_path):
+    """Also what is compiled later than the rest, as the kernels of a mechanism may be."""
+    say = "from minidact.fast import jit\njit.before_compiling(lambda: print('compiling'))"
+    for name, said in (
+        ("_add_layer_norm_many", ["compiling"]),
+        ("_add_layer_norm_many", []),
+        ("add_layer_norm", ["compiling"]),
+    ):
+        assert call(name, tmp_path, say).stdout.split()[:-1] == said
+
+
 def test_a_file_that_was_cut_short_is_compiled_anew(tmp_path):
     for _ in range(2):
         for kind in ("nbi", "nbc"):

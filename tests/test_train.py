@@ -237,7 +237,7 @@ def test_pairs_order_dropout_and_the_other_switches(tmp_path):
     said = [json.loads(line) for line in streamed.stdout.splitlines()]
     assert [answer.get("label") for answer in said] == ["same", None, "other"]
     assert said[1]["error"] == "line 2: one tab must separate two texts"
-    assert streamed.stderr == ""
+    assert all(line.startswith("compiling") for line in streamed.stderr.splitlines())
     alone = run("infer", "good film", "--model", out)
     assert (
         "note: the model was trained on two texts at a time; --pair gives the second"

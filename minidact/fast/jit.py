@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,17 @@ def is_compiled(name: str) -> bool:
     return _DIRECTORY is not None and any(Path(_DIRECTORY).glob(f"*/{name}-*.nbi"))
 
 
+_to_say: list = []  # what before_compiling was given, until it is called
 _under_way: list = []  # kernels that are being compiled: one calls for the next
 _made: list = []  # all kernels, and which liberties their sums take
+
+
+def before_compiling(say: Callable[[], object]) -> None:
+    """Has say called, once, before a kernel is compiled because no earlier run left its code."""
+    if is_on() and is_kept():
+        _to_say[:] = [say]
+    elif is_on():
+        say()
 
 
 def waiting() -> AbstractContextManager:
@@ -109,13 +119,16 @@ def _keep_on_disk(kernel, directory: str) -> None:
     def load_alone(signature, context):
         if len(_under_way) > 1:
             return None
+        found = None
         try:
             found = load(signature, context)
         except Exception:  # a file that was cut short raises many kinds: it is written anew
             with suppress(OSError), locked(Path(directory) / "lock"):
                 cache.flush()
-            return None
-        if found is not None:
+        if found is None:
+            while _to_say:
+                _to_say.pop()()
+        else:
             read.add(normalize_signature(signature)[0])
         return found
 
