@@ -33,7 +33,7 @@ def start(module, *args, **options):
 
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=LONG)])
 def test_killed_at_random_it_goes_on_to_the_same_bits(kills, task, tmp_path):
-    options = {"use": "halting,tokens", "epochs": 60 + 12 * kills, "save-every": 5, "average": 0.9}
+    options = {"use": "halting,tokens", "epochs": 30 + 12 * kills, "save-every": 5, "average": 0.9}
     begin = time.perf_counter()
     whole = run("train", *arguments(task, tmp_path / "whole", **options))
     lasts = time.perf_counter() - begin
