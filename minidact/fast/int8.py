@@ -33,7 +33,6 @@ a quarter of the bytes.
 """
 
 import os
-import platform
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -81,9 +80,13 @@ def _pairs(builder, a, b, c):
     """c + the sums of two products of signed 16 bits."""
     kind = ir.VectorType(ir.IntType(16), 2 * WIDTH)
     a, b = builder.bitcast(a, kind), builder.bitcast(b, kind)
-    names = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        call = _intrinsic(builder, f"llvm.x86.{names[WIDTH]}", [kind, kind], INTS)
+    feature, name = {
+        16: ("avx512bw", "avx512.pmaddw.d.512"),
+        8: ("avx2", "avx2.pmadd.wd"),
+        4: ("sse2", "sse2.pmadd.wd"),
+    }[WIDTH]
+    if HOST.get(feature, False):
+        call = _intrinsic(builder, f"llvm.x86.{name}", [kind, kind], INTS)
         return builder.add(c, builder.call(call, [a, b]))
     for place in (0, 1):
         every = ir.Constant(ir.VectorType(tile.I32, WIDTH), list(range(place, 2 * WIDTH, 2)))
