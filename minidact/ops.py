@@ -374,21 +374,23 @@ def _rows(x):
 
 # ---------------------------------------------------------------------------- eight bits
 
+WEIGHT_TOP = 63  # a weight's largest size in eight bits; fast/int8.py says why
 
-def quantise(x):
+
+def quantise(x, top=127):
     """Returns x (T, n) as whole numbers q (T, n) int8 and scales s (T,), so that x ~ s q.
 
-    A row's scale is its largest size / 127. Both are computed in x's dtype.
+    A row's scale is its largest size / top, so q is -top..top. Both are computed in x's dtype.
     """
-    top = np.abs(x).max(1)
+    size, top = np.abs(x).max(1), x.dtype.type(top)
     with np.errstate(divide="ignore"):
-        inverse = np.where(top > 0, x.dtype.type(127) / top, x.dtype.type(0))
-    return np.rint(x * inverse[:, None]).astype(np.int8), top / x.dtype.type(127)
+        inverse = np.where(size > 0, top / size, x.dtype.type(0))
+    return np.rint(x * inverse[:, None]).astype(np.int8), size / top
 
 
 def linear_int8(x, w, b):
     """Returns x w' + b (T, O) as eight bits compute it, and the sums in whole numbers, (T, O)."""
-    (q, s), (p, r) = quantise(x), quantise(w)
+    (q, s), (p, r) = quantise(x), quantise(w, WEIGHT_TOP)
     sums = q.astype(np.int32) @ p.astype(np.int32).T
     return sums.astype(x.dtype) * (s[:, None] * r) + b, sums
 

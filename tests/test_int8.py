@@ -63,6 +63,22 @@ def test_the_error_of_a_quantised_row_is_half_a_step(seed, rows, inputs):
     q, scale = ops.quantise(x)
     assert (np.abs(q) <= 127).all()
     assert (np.abs(x - scale[:, None] * q) <= scale[:, None] * np.float32(0.5001)).all()
+    q, scale = ops.quantise(x, ops.WEIGHT_TOP)
+    assert (np.abs(q) <= 63).all()
+    assert (np.abs(x - scale[:, None] * q) <= scale[:, None] * np.float32(0.5001)).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_two_fit_in_sixteen_bits(sign):
+    """Where an instruction cut off such a sum, the whole numbers would be others than NumPy's."""
+    x, w = np.ones((7, 66), np.float32), np.full((33, 66), sign, np.float32)
+    q, out = np.zeros((7, int8.depth_of(66)), int8.KIND), np.empty((7, 33), np.float32)
+    for t in range(7):
+        int8.quantise_row(x[t], q[t, :66])
+    panels, columns = packed(w, np.zeros(33, np.float32))
+    columns[:, 1] = 1
+    int8.linear_packed(q, np.ones(7, np.float32), panels, columns, False, out)
+    assert (out == sign * 66 * 127 * 63).all()
 
 
 def layers_and_reference(rng, **sizes):

@@ -93,3 +93,6 @@ def test_quantising_by_hand():
         q, scales = ops.quantise(x)
     assert q.tolist() == [[64, -127, 32], [0, 0, 0], [127, 0, -64]]
     np.testing.assert_allclose(scales, [2 / 127, 0, 0.01 / 127])
+    q, scales = ops.quantise(x, 63)
+    assert q.tolist() == [[32, -63, 16], [0, 0, 0], [63, 0, -32]]
+    np.testing.assert_allclose(scales, [2 / 63, 0, 0.01 / 63])

@@ -1,7 +1,7 @@
 """Matrix products in eight bits: int8 by int8, summed in int32, and scaled to float32 at the end.
 
-    x[t] ~ s_t q_t,  w[o] ~ r_o p_o          q, p: whole numbers from -127 to 127
-    s_t = max |x[t]| / 127,  r_o = max |w[o]| / 127
+    x[t] ~ s_t q_t,  w[o] ~ r_o p_o    q: whole numbers from -127 to 127, p: from -63 to 63
+    s_t = max |x[t]| / 127,  r_o = max |w[o]| / 63
     x[t] . w[o] ~ s_t r_o (q_t . p_o)
 
 A weight has one scale for each output, found once. A row of activations has one of its own, found
@@ -23,9 +23,15 @@ panel holds the four numbers of a column side by side, and of a row of activatio
 We store q + 128. That adds to every sum of a column 128 times the sum of the column's p, which is
 known when the weight is packed. So the tile starts from minus that instead of 0.
 
-**Exact.** A product is at most 127 * 127, so a sum of 100,000 of them fits in 32 bits, and whole
+**Exact.** A product is at most 127 * 63, so a sum of 200,000 of them fits in 32 bits, and whole
 numbers are added without rounding. The int32 result is the same in any order, by any instruction,
 and in NumPy (ops.linear_int8). All error is in q and p: half a step of each scale.
+
+**Why a weight has seven bits.** AVX2, and AVX-512 without VNNI, take two instructions: "maddubs"
+multiplies bytes and adds two neighbours in sixteen bits, and another adds two of those sums in 32.
+Sixteen bits hold at most 32,767; a larger sum would be cut off without a word. 2 * 255 * 127 would
+be, 2 * 255 * 63 is not. A model hardly notices, because most of its error comes from the
+activations, which have all eight.
 
 **Without such an instruction**, "pairs": two steps at once, in sixteen bits, widened in the
 register. Every processor can do that. It takes half as many multiplications as float32, and reads
@@ -76,18 +82,28 @@ def _dot_product(builder, a, b, c):
     return builder.call(call, [c, builder.bitcast(a, kind), builder.bitcast(b, kind)])
 
 
+MADDUBS = {  # for so many numbers of 32 bits: who has it; products of bytes; sums of pairs
+    16: ("avx512bw", "avx512.pmaddubs.w.512", "avx512.pmaddw.d.512"),
+    8: ("avx2", "avx2.pmadd.ub.sw", "avx2.pmadd.wd"),
+    4: ("ssse3", "ssse3.pmadd.ub.sw.128", "sse2.pmadd.wd"),
+}
+
+
+def _maddubs(builder, a, b, c):
+    """c + the sums of four products, as _vnni, by two instructions; |b| is at most 63."""
+    bytes_, pairs = (ir.VectorType(ir.IntType(bits), 32 // bits * WIDTH) for bits in (8, 16))
+    _, multiply, add = MADDUBS[WIDTH]
+    two = _intrinsic(builder, f"llvm.x86.{multiply}", [bytes_] * 2, pairs)
+    sums = builder.call(two, [builder.bitcast(a, bytes_), builder.bitcast(b, bytes_)])
+    four = _intrinsic(builder, f"llvm.x86.{add}", [pairs] * 2, INTS)
+    ones = ir.Constant(pairs, [1] * (2 * WIDTH))
+    return builder.add(c, builder.call(four, [sums, ones]))
+
+
 def _pairs(builder, a, b, c):
     """c + the sums of two products of signed 16 bits."""
     kind = ir.VectorType(ir.IntType(16), 2 * WIDTH)
     a, b = builder.bitcast(a, kind), builder.bitcast(b, kind)
-    feature, name = {
-        16: ("avx512bw", "avx512.pmaddw.d.512"),
-        8: ("avx2", "avx2.pmadd.wd"),
-        4: ("sse2", "sse2.pmadd.wd"),
-    }[WIDTH]
-    if HOST.get(feature, False):
-        call = _intrinsic(builder, f"llvm.x86.{name}", [kind, kind], INTS)
-        return builder.add(c, builder.call(call, [a, b]))
     for place in (0, 1):
         every = ir.Constant(ir.VectorType(tile.I32, WIDTH), list(range(place, 2 * WIDTH, 2)))
         nothing = ir.Constant(kind, ir.Undefined)
@@ -130,6 +146,9 @@ INSTRUCTIONS = {
         HOST.get("avx512vnni", False) or (HOST.get("avxvnni", False) and WIDTH < 16),
     ),
     "dotprod": Instruction(4, np.int8, 0, _dot_product, _as_ints, HOST.get("dotprod", False)),
+    "maddubs": Instruction(
+        4, np.uint8, 128, _maddubs, _as_ints, HOST.get(MADDUBS[WIDTH][0], False)
+    ),
     "pairs": Instruction(2, np.int16, 0, _pairs, _widen_pairs, True),
 }  # fmt: skip
 
@@ -285,7 +304,7 @@ def pack(w, b, panels, columns):
     panels (P, depth / GROUP, PANEL * GROUP) int8 and columns (P, 3, PANEL) float32 are filled.
     """
     count, steps, _ = panels.shape
-    p, r = ops.quantise(w.astype(np.float32, copy=False))
+    p, r = ops.quantise(w.astype(np.float32, copy=False), ops.WEIGHT_TOP)
     padded = np.zeros((count * PANEL, steps * GROUP), np.int8)
     padded[: len(p), : p.shape[1]] = p
     grouped = padded.reshape(count, PANEL, steps, GROUP).transpose(0, 2, 1, 3)

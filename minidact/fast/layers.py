@@ -107,8 +107,10 @@ def stored_bits(bits: int | None) -> int:
 
 
 def weights_digest(params: Any, bits: int | None, beside: str = "") -> str:
-    """SHA-256 of all arrays in float32, as they are multiplied, by name; and of a text beside."""
+    """SHA-256 of all arrays in float32, by name, of how bits rounds them, and of a text beside."""
     digest = hashlib.sha256(beside.encode())
+    if bits == 8:
+        digest.update(f"whole numbers up to {ops.WEIGHT_TOP}".encode())
     for name in sorted(params):
         array = stored(params, name)  # params[name] would stay in memory, widened
         array = _rounded(name, array) if bits == 16 else array
