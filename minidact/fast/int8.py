@@ -30,8 +30,8 @@ and in NumPy (ops.linear_int8). All error is in q and p: half a step of each sca
 **Why a weight has seven bits.** AVX2, and AVX-512 without VNNI, take two instructions: "maddubs"
 multiplies bytes and adds two neighbours in sixteen bits, and another adds two of those sums in 32.
 Sixteen bits hold at most 32,767; a larger sum would be cut off without a word. 2 * 255 * 127 would
-be, 2 * 255 * 63 is not. A model hardly notices, because most of its error comes from the
-activations, which have all eight.
+be, 2 * 255 * 63 is not. That costs a little accuracy, as tutorials/08_eight_bits.ipynb measures it,
+on every processor alike, so that all of them answer alike.
 
 **Without such an instruction**, "pairs": two steps at once, in sixteen bits, widened in the
 register. Every processor can do that. It takes half as many multiplications as float32, and reads
