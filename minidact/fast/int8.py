@@ -34,8 +34,8 @@ be, 2 * 255 * 63 is not. That costs a little accuracy, as tutorials/08_eight_bit
 on every processor alike, so that all of them answer alike.
 
 **Without such an instruction**, "pairs": two steps at once, in sixteen bits, widened in the
-register. Every processor can do that. It takes half as many multiplications as float32, and reads
-a quarter of the bytes.
+register. Every processor can do that. It takes as many multiplications as float32, and reads a
+quarter of the bytes.
 """
 
 import os
