@@ -84,7 +84,9 @@ def test_other_vector_widths():
 
     With 8 numbers in a vector it has AVX2's instructions for eight bits, with 4 it has none.
     """
-    forced = {4: "pairs", 8: "maddubs"} if host.HOST.get("avx2", False) else {4: "pairs"}
+    forced = {4: {"MINIDACT_INT8": "pairs"}}
+    if host.HOST.get("avx2", False):
+        forced[8] = {"MINIDACT_INT8": "maddubs"}
     names = [f"tests/test_{name}.py" for name in ("kernels", "golden", "packed", "int8")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
     processes = {
@@ -92,7 +94,7 @@ def test_other_vector_widths():
             command, cwd=ROOT, stdout=subprocess.PIPE, text=True,
             env={
                 **os.environ, "HYPOTHESIS_PROFILE": "few", "MINIDACT_VECTOR_WIDTH": str(width),
-                **({"MINIDACT_INT8": forced[width]} if width in forced else {}),
+                **forced.get(width, {}),
             },
         )
         for width in {16, 8, 4} - {host.WIDTH}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import arguments
 
-from minidact import InputError, Model
+from minidact import InputError, Model, ops
 from minidact.study import certify, risk
 
 SHIPPED = ROOT / "weights" / "sst2-minilm-l6"
@@ -242,6 +242,14 @@ def test_a_certificate_holds_for_the_weights_it_was_made_with(promised, tmp_path
     assert "void" in result.stderr
     model.save_pretrained(tmp_path / "same")
     assert run("infer", "--model", tmp_path / "same", "--risk", 0.1, "a film").returncode == 0
+
+
+def test_a_certificate_in_eight_bits_holds_for_how_they_round(monkeypatch):
+    assert Model.from_pretrained(bits=8).knobs(risk=0.02).use == ("halting",)
+    monkeypatch.setattr(ops, "WEIGHT_TOP", 127)
+    with pytest.raises(InputError, match="certificates are void"):
+        Model.from_pretrained(bits=8).knobs(risk=0.02)
+    Model.from_pretrained().knobs(risk=0.02)  # those in 32 bits have nothing to do with it
 
 
 def test_training_drops_certificates(promised, task, tmp_path):
