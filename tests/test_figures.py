@@ -116,6 +116,14 @@ def test_the_studys_tables_are_its_own():
         assert table(RESULTS, f"| {task} | epochs | seeds |") == rows
 
 
+def test_on_rte_only_token_gates_are_not_level():
+    compared = [row for row in STUDY if row["task"] == "RTE" and "word" in row]
+    assert len(compared) == 14
+    for row in compared:
+        assert row["against"] == ["pondernet", "cumulated"]
+        assert row["word"] == ("below" if row["curve"] == "tokens" else "level"), row["curve"]
+
+
 def test_shares_beside_those_of_others_are_the_sweeps():
     rows = table(RESULTS, "| SST-2 | layers | the cost is | of the full score |")
     ours = [(label, told) for label, layers, _, told in rows if layers == "6"]
