@@ -211,6 +211,10 @@ def area(*name):
     return f"{100 * ROWS[name]['area']:.1f}"
 
 
+def varies(*name):
+    return f"{area(*name)} ± {100 * ROWS[name]['spread']:.1f}"
+
+
 def full(*name):
     return f"{100 * fmean(ROWS[name]['full']):.1f}"
 
@@ -298,7 +302,9 @@ SENTENCES = {
         f"{area('MRPC', 'dact', 'halting')} at once",
         "On MRPC the policies' network is nearly as good at a quarter of the work as in full "
         f"({kept('0.25', *SELECTED)}), but its full score is {full(*SELECTED)}, where the plain "
-        f"one's is {full('MRPC', 'plain', 'full')}",
+        f"one's is {full('MRPC', 'plain', 'full')}. A policy alone varies with its seed: "
+        f"{varies('MRPC', 'policy', 'selection')} on MRPC, {varies('CoLA', 'policy', 'selection')} "
+        "on CoLA",
         f"plain fine-tuning {full('RTE', 'plain', 'full')}. DACT after fine-tuning (6 epochs) has "
         f"{full(*LATER)} in full, and all three trained after it (8 epochs) {full(*LATEST)}, but "
         "only the upper layers learn it: a quarter of the work keeps "
