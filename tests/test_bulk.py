@@ -231,8 +231,9 @@ def test_answers_are_never_taken_for_those_of_other_files(tmp_path):
     result = run(*command, tmp_path / "two")
     assert result.returncode == 2
     assert "choose another --out" in result.stderr
-    (tmp_path / "one" / "a.txt").write_text("other\n")
-    assert run(*command, tmp_path / "one").returncode == 2
+    for text in ("other\n", "film new\n"):  # the second is as long as what was answered
+        (tmp_path / "one" / "a.txt").write_text(text)
+        assert run(*command, tmp_path / "one").returncode == 2
     (tmp_path / "out" / "bulk.json").write_text("[]")
     assert "bulk.json is damaged" in run(*command, tmp_path / "one").stderr
 

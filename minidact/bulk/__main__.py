@@ -6,6 +6,7 @@ those of a worker that is lost are done by another.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -109,7 +110,10 @@ def check_manifest(out: Path, told: dict[str, Any], parts: list[Part]) -> None:
     for part in parts:
         about = {"answers": str(part.out.parent.relative_to(out.absolute()))}
         rows = files.get(str(part.file), {"rows": 0})["rows"] + part.rows
-        files[str(part.file)] = about | {"rows": rows, "bytes": part.file.stat().st_size}
+        files[str(part.file)] = about | {"rows": rows}
+    for name in tqdm(files, desc="reading", unit="file", leave=False, disable=None):
+        with open(name, "rb") as file:
+            files[name]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     if place.exists():
         try:
             before = json.loads(place.read_text())
