@@ -120,7 +120,7 @@ def test_on_rte_only_token_gates_are_not_level():
     compared = [row for row in STUDY if row["task"] == "RTE" and "word" in row]
     assert len(compared) == 14
     for row in compared:
-        assert row["against"] == ["pabee", "patience"]
+        assert row["against"] == ["pondernet", "cumulated"]
         assert row["word"] == ("below" if row["curve"] == "tokens" else "level"), row["curve"]
 
 
@@ -309,7 +309,7 @@ SENTENCES = {
         f"{full(*LATER)} in full, and all three trained after it (8 epochs) {full(*LATEST)}, but "
         "only the upper layers learn it: a quarter of the work keeps "
         f"{kept('0.25', *LATER)} and {kept('0.25', *LATEST)}",
-        f"level with PABEE's, {area('RTE', 'pabee', 'patience')}",
+        f"level with PonderNet's, {area('RTE', 'pondernet', 'cumulated')}",
         f"DACT after fine-tuning (6 epochs) has {area('CoLA', 'dact-after', 'halting')} on CoLA, "
         f"DACT at once (3 epochs) {area('CoLA', 'dact', 'halting')}, which is "
         f"{ROWS['CoLA', 'dact', 'halting']['word']} FastBERT (6 epochs)",
