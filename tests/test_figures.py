@@ -238,7 +238,7 @@ def beside_onnx(row):
 
 QUESTIONS, MARKS = ("TREC", "all-after", "halting"), ("CoLA", "all-after", "halting")
 PAIRS, CONFIDENCE = ("MRPC", "all-after", "halting"), ("dact", "confidence")
-CHOOSY, UNCERTAIN = ("CoLA", "selection", "selection"), ("fastbert", "uncertainty")
+UNCERTAIN = ("fastbert", "uncertainty")
 OPINIONS, GENTLY = ("SST-2", "all", "all"), ("SST-2", "all-after", "all")
 LATER, LATEST = ("RTE", "dact-after", "halting"), ("RTE", "all-after", "halting")
 REVIEWS, SELECTED = ("IMDB", "selection", "all"), ("MRPC", "selection", "selection")
@@ -285,8 +285,8 @@ SENTENCES = {
         f"{SLACK['value']:.4f} there, the full model's score, at {percent(SLACK['macs_fraction'])}",
         f"was fine-tuned and then trained for all three: {area(*QUESTIONS)}. It is "
         + compared(*QUESTIONS, with_=("dact-after", "confidence")),
-        f"On CoLA the best is FastBERT's uncertainty, {area('CoLA', *UNCERTAIN)}, and the same "
-        f"curve of ours is {compared(*MARKS, with_=UNCERTAIN)} with it",
+        f"On CoLA the best is FastBERT's uncertainty, {area('CoLA', *UNCERTAIN)}, and the curve "
+        f"that is best on TREC is {compared(*MARKS, with_=UNCERTAIN)} with it",
         f"the best is confidence on DACT's heads, {area('MRPC', *CONFIDENCE)}. DACT's own rule is "
         + compared("MRPC", "dact", "halting", with_=CONFIDENCE),
         "share the first place, "
@@ -305,8 +305,9 @@ SENTENCES = {
         f"one's is {full('MRPC', 'plain', 'full')}. A policy alone varies with its seed: "
         f"{varies('MRPC', 'policy', 'selection')} on MRPC, {varies('CoLA', 'policy', 'selection')} "
         "on CoLA",
-        f"On CoLA the network that was trained with a policy scores only {full(*CHOOSY)} in full, "
-        f"where plain fine-tuning has {full('CoLA', 'plain', 'full')}",
+        "On CoLA the network that was trained with a policy scores only "
+        f"{full('CoLA', 'selection', 'selection')} in full, where plain fine-tuning has "
+        f"{full('CoLA', 'plain', 'full')}",
         f"plain fine-tuning {full('RTE', 'plain', 'full')}. DACT after fine-tuning (6 epochs) has "
         f"{full(*LATER)} in full, and all three trained after it (8 epochs) {full(*LATEST)}, but "
         "only the upper layers learn it: a quarter of the work keeps "
