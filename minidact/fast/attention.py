@@ -41,7 +41,7 @@ def _softmax(score, queries, scale, gates, received):
         row = score[j]
         if len(gates) == 0 or gates[j] > 0:
             for q in range(width):
-                top[q] = max(top[q], row[q])
+                top[q] = np.maximum(top[q], row[q])  # max() would not become vectors
     for j in range(len(score)):
         row = score[j]
         for q in range(width):

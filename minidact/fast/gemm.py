@@ -320,12 +320,8 @@ def gelu_block(x, rows, first):
     """Applies GELU in place to x's rows rows[0] : rows[1], in PANEL columns from `first` on."""
     for r in range(rows[0], rows[1]):
         x_r = x[r, first : first + PANEL]
-        if len(x_r) == PANEL:
-            for c in range(PANEL):  # the compiler knows this length: whole vectors
-                x_r[c] = special.gelu(x_r[c])
-        else:
-            for c in range(len(x_r)):
-                x_r[c] = special.gelu(x_r[c])
+        for c in range(len(x_r)):  # were it PANEL, LLVM would unroll the loop, number by number
+            x_r[c] = special.gelu(x_r[c])
 
 
 @jit(parallel=True)
