@@ -203,7 +203,10 @@ def layer_backward(dx, cache, grads, calc=ops):
 
 
 def encoder_forward(params, config: Config, batch: Batch, calc=ops, rng=None):
-    """Token ids -> hidden states [x_0 (embeddings), x_1, .., x_L], each (T, C)."""
+    """Token ids -> hidden states [x_0 (embeddings), x_1, .., x_L], each (T, C).
+
+    All of BERT in eight lines. soft.py and hard.py go from layer to layer themselves.
+    """
     x, cache = embeddings_forward(params, config, batch, calc, rng)
     states, caches = [x], [cache]
     for layer in range(config.num_hidden_layers):

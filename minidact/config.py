@@ -2,9 +2,12 @@
 
 config.json is Hugging Face's; what is ours sits in it under one key, "minidact":
 
-    "minidact": {"summary": "mean", "halting": {"trunk_size": 128, "sees_confidence": true},
+    "minidact": {"summary": "mean", "text_pairs": false,
+                 "halting": {"trunk_size": 128, "sees_confidence": true, "trained": "dact"},
                  "planning": {"planner": "steps", "width": 64},
-                 "tokens": {"bins": 16, "ranks": "relative", "pool": "last"}}
+                 "tokens": {"bins": 16, "ranks": "relative", "pool": "last"},
+                 "selection": {"policy_width": 32, "reductions": 2, "selection_pool": "last"},
+                 "budgets": [..], "certificates": [..]}
 """
 
 from __future__ import annotations

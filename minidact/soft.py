@@ -73,13 +73,13 @@ def soft_backward(cache) -> dict[str, np.ndarray]:
     dsummaries, du, dpi = [None] * (net.config.num_hidden_layers + 1), None, None
     dmean, price = np.full_like(weights, 1 / len(weights)), prices["selection"]
     dlosses = dmean * weights
-    dkept = dlog_chance = None
+    dkept = dlog_prob = None
     if _removes(net, price):
-        dlog_chance = dmean * selection.advantages(costs["selection"]).ravel()
+        dlog_prob = dmean * selection.advantages(costs["selection"]).ravel()
     elif "selection" in carried:
         dkept = dmean * dmean.dtype.type(price.selection_cost)
     if _policy_alone(net, price):
-        _choices_backward(dlog_chance, walk, grads)
+        _choices_backward(dlog_prob, walk, grads)
         return grads
     if "halting" in carried:
         dsummaries[1:], du = exits.heads_backward(dlosses, head_cache, grads, net.calc)
@@ -93,7 +93,7 @@ def soft_backward(cache) -> dict[str, np.ndarray]:
         dgates = token_gates.l1_backward(prices["tokens"].token_cost, costs["tokens"])
         dgates += token_gates.bimodal_backward(prices["tokens"].bimodal, costs["bimodal"])
         grads[token_gates.NAME] = dgates
-    _walk_backward(dsummaries, (du, dpi, dkept, dlog_chance), walk, grads)
+    _walk_backward(dsummaries, (du, dpi, dkept, dlog_prob), walk, grads)
     if "selection" in carried and price.policy_only:
         return {name: g for name, g in grads.items() if name.startswith(selection.PREFIX)}
     return grads
@@ -180,12 +180,12 @@ def _walk_forward(net: Network, batch: Batch, prices, guide=None):
 
 
 def _walk_backward(dsummaries, slopes, cache, grads):
-    """dsummaries: L + 1 of (B, C) or None. slopes: du (L, B), dpi (L - 1, B), dkept, dlog_chance.
+    """dsummaries: L + 1 of (B, C) or None. slopes: du (L, B), dpi (L - 1, B), dkept, dlog_prob.
 
     The last two are selection's, (B,); each of the four may be None.
     """
     net, embedding_cache, caches, s_cache, path_cache, explore, samples = cache
-    du, dpi, dkept, dlog_chance = slopes
+    du, dpi, dkept, dlog_prob = slopes
     calc, dx, dthere, ddropped, dplans = net.calc, None, None, None, []
     dsummaries = list(dsummaries)
     for layer in reversed(range(len(caches))):
@@ -199,7 +199,7 @@ def _walk_backward(dsummaries, slopes, cache, grads):
             dthere = _kept_backward(dkept / (len(caches) - 1), dthere, gated_cache)
         dx, dthere, du_l, dg = _gated_layer_backward(dx, dthere, gated_cache, grads, calc)
         if choice is not None:
-            back = _tokens_backward(dx, dthere, dg, ddropped, dlog_chance, choice, grads, calc)
+            back = _tokens_backward(dx, dthere, dg, ddropped, dlog_prob, choice, grads, calc)
             dx, dthere = back
         if layer and dpi is not None:
             du_l = du_l if du is None else du_l + du[layer]
@@ -261,8 +261,8 @@ def _tokens_forward(net: Network, layer, rows: _Rows, u, price, guide):
     return rows, g, ("ranks", layer, cache)
 
 
-def _tokens_backward(dx, dthere, dg, ddropped, dlog_chance, choice, grads, calc):
-    """-> dx (T, C) and dthere (T,) of before the choice; ddropped (B, C), dlog_chance (B,)."""
+def _tokens_backward(dx, dthere, dg, ddropped, dlog_prob, choice, grads, calc):
+    """-> dx (T, C) and dthere (T,) of before the choice; ddropped (B, C), dlog_prob (B,)."""
     kind, *cache = choice
     if kind == "ranks":
         layer, gates_cache = cache
@@ -271,9 +271,9 @@ def _tokens_backward(dx, dthere, dg, ddropped, dlog_chance, choice, grads, calc)
     if kind == "gumbel":
         dz, policy_cache = selection.through_backward(dg, cache[0]), cache[1]
     else:
-        log_chance_cache, leave_cache, policy_cache = cache
+        log_prob_cache, leave_cache, policy_cache = cache
         dx, dthere = selection.leave_backward(dx, ddropped, leave_cache), None
-        dz = selection.log_chance_backward(dlog_chance, log_chance_cache)
+        dz = selection.log_prob_backward(dlog_prob, log_prob_cache)
     return dx + selection.policy_backward(dz, policy_cache, grads, calc), dthere
 
 
@@ -293,21 +293,21 @@ def _select_forward(net: Network, layer, rows: _Rows, u, price, guide):
         first = len(rows.whole) - len(rows.whole) // price.samples
         last, of_last = slice(offsets[first], None), offsets[first:] - offsets[first]
         scores = guide[layer][rows.place[last]]
-        stays[last] = selection.foremost(z[last], asked[last], scores, of_last)
-    _, log_chance_cache = selection.log_chance_forward(z, stays, asked, offsets)
+        stays[last] = selection.top_tokens(z[last], asked[last], scores, of_last)
+    _, log_prob_cache = selection.log_prob_forward(z, stays, asked, offsets)
     x, offsets, dropped, leave_cache = selection.leave_forward(rows.x, offsets, stays, rows.dropped)
     there, received, place = rows.there[stays], rows.received[stays], rows.place[stays]
     rows = _Rows(x, there, received, place, offsets, rows.whole, dropped)
-    return rows, None, ("left", log_chance_cache, leave_cache, policy_cache)
+    return rows, None, ("left", log_prob_cache, leave_cache, policy_cache)
 
 
-def _choices_backward(dlog_chance, walk, grads):
+def _choices_backward(dlog_prob, walk, grads):
     """The gradient of the policies alone, of "reinforce"."""
     net, _, caches, *_ = walk
     for _, choice, *_ in caches:
         if choice is not None:
-            _, log_chance_cache, _, policy_cache = choice
-            dz = selection.log_chance_backward(dlog_chance, log_chance_cache)
+            _, log_prob_cache, _, policy_cache = choice
+            dz = selection.log_prob_backward(dlog_prob, log_prob_cache)
             selection.policy_backward(dz, policy_cache, grads, net.calc)
 
 

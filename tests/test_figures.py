@@ -268,11 +268,12 @@ SENTENCES = {
         f"{START['infer_mb']:.0f} MB",
         f"the kernels are compiled after it, in {START['compiled_s']:.0f} s",
         f"A pass takes {min(EIGHT):.2f} to {max(EIGHT):.2f} of its time in float32",
-        f"With exact halting `--bits 8` takes {beside_onnx(AVX2['labels'][0])} of its time from a "
-        f"text to its label, and {beside_onnx(AVX2['labels'][1])} in batches",
-        f"scores {SAID['minidact 8 bits, full']:.4f} in full ({SAID['minidact, full']:.4f} before) "
-        f"and {SAID['minidact 8 bits, all']:.4f} with all three mechanisms "
-        f"({SAID['minidact, all']:.4f} before)",
+        "From a text to its label, `--bits 8` with exact halting takes "
+        f"{beside_onnx(AVX2['labels'][0])} of the time of ONNX Runtime in eight bits, and "
+        f"{beside_onnx(AVX2['labels'][1])} in batches",
+        f"scores {SAID['minidact 8 bits, full']:.4f} in full ({SAID['minidact, full']:.4f} in "
+        f"float32) and {SAID['minidact 8 bits, all']:.4f} with all three mechanisms "
+        f"({SAID['minidact, all']:.4f} in float32)",
     ],
     "tutorials/07_all_three_together.ipynb": [
         f"Selection with halting keeps {percent(ROWS[REVIEWS]['kept']['0.25'])} of its full score "
@@ -281,8 +282,9 @@ SENTENCES = {
         f"confidence keeps {percent(ROWS['IMDB', *CONFIDENCE]['kept']['0.25'])}",
     ],
     RESULTS: [
-        f"score {SURER['value']:.4f} at {percent(SURER['macs_fraction'])} of the multiply-adds and "
-        f"{POLICY['value']:.4f} at {percent(POLICY['macs_fraction'])}; halting has "
+        f"score {SURER['value']:.4f} at {percent(SURER['macs_fraction'])} of the multiply-adds "
+        f"(`--selection-threshold {SURER['knobs']['selection_threshold']}`) and "
+        f"{POLICY['value']:.4f} at {percent(POLICY['macs_fraction'])} (as they ship). Halting has "
         f"{SLACK['value']:.4f} there, the full model's score, at {percent(SLACK['macs_fraction'])}",
         f"was fine-tuned and then trained for all three: {area(*QUESTIONS)}. It is "
         + compared(*QUESTIONS, with_=("dact-after", "confidence")),

@@ -74,7 +74,7 @@ def test_choices_and_what_leaves(seed, offsets, columns):
     stays |= ~asked
     stays[offsets[:-1]] = True
     choice = {"z": rng.standard_normal(rows), "stays": stays, "asked": asked, "offsets": offsets}
-    check_op(selection.log_chance_forward, selection.log_chance_backward, choice, rng)
+    check_op(selection.log_prob_forward, selection.log_prob_backward, choice, rng)
     mean = {"mean": rng.standard_normal((count, columns)), "dropped": rng.random((count, columns))}
     mean |= {"left": np.full(count, 2), "whole": ragged.lengths(offsets) + 2}
     check_op(selection.whole_mean_forward, selection.whole_mean_backward, mean, rng)
@@ -97,9 +97,9 @@ def test_choices_and_what_leaves(seed, offsets, columns):
 def test_the_chance_of_a_choice():
     z, offsets = np.log([1 / 3, 3.0, 1.0, 9.0]), np.array([0, 2, 4])  # pi 1/4, 3/4, 1/2, 9/10
     asked, stays = np.array([0, 1, 1, 1], bool), np.array([1, 0, 1, 0], bool)
-    log_p, _ = selection.log_chance_forward(z, stays, asked, offsets)
+    log_p, _ = selection.log_prob_forward(z, stays, asked, offsets)
     np.testing.assert_allclose(np.exp(log_p), [1 / 4, 1 / 2 * 1 / 10])
-    big, _ = selection.log_chance_forward(1e3 * z, stays, asked, offsets)
+    big, _ = selection.log_prob_forward(1e3 * z, stays, asked, offsets)
     assert np.isfinite(big).all()
 
 
@@ -117,9 +117,11 @@ def test_words_are_drawn_with_the_policys_probability(rng):
 def test_a_guide_chooses_as_many_as_the_policy_would():
     offsets, z = np.array([0, 5, 9]), np.full(9, 0.0)  # pi 1/2: 2 of 4, and 2 (1.5) of 3
     scores = np.array([9, 1, 4, 2, 3, 9, 0, 5, 6.0])
-    stays = selection.foremost(z, selection.asked(offsets), scores, offsets)
+    stays = selection.top_tokens(z, selection.asked(offsets), scores, offsets)
     assert stays.tolist() == [True, False, True, False, True, True, False, True, True]
-    none = selection.foremost(z, selection.asked(offsets, np.array([False, True])), scores, offsets)
+    none = selection.top_tokens(
+        z, selection.asked(offsets, np.array([False, True])), scores, offsets
+    )
     assert none[:5].all()
 
 
@@ -154,7 +156,7 @@ CARRIED = {
     seeds, offsets_strategy(3, 4), st.sampled_from(["cls", "mean"]),
     st.sampled_from(["last", "left"]), st.integers(2, 3),
 )  # fmt: skip
-def test_the_gradient_is_that_of_costs_and_log_chances(kind, seed, offsets, summary, pool, samples):
+def test_the_gradient_is_that_of_costs_and_log_probs(kind, seed, offsets, summary, pool, samples):
     """Of mean_k [ task_k + advantage_k log p_k ], with choices and advantages held.
 
     Layers are included to the share pi, as in test_whole_loss.
@@ -166,12 +168,12 @@ def test_the_gradient_is_that_of_costs_and_log_chances(kind, seed, offsets, summ
     params, batch = random_params(config, rng), random_batch(offsets, config, rng)
     labels = rng.integers(0, 2, len(offsets) - 1)
     costs = prices(tau=0.3, alpha=0.7, layer_cost=0.6, selection_cost=0.9, samples=samples)
-    held, log_chances = [], []
-    draw, forward_of_chance = selection.draw, selection.log_chance_forward
+    held, log_probs = [], []
+    draw, forward_of_chance = selection.draw, selection.log_prob_forward
 
     def forward(params):
         turns = iter(range(99))
-        log_chances.clear()
+        log_probs.clear()
 
         def drawn(*given):
             turn, stays = next(turns), draw(*given)  # in any case, for dropout draws after it
@@ -180,12 +182,12 @@ def test_the_gradient_is_that_of_costs_and_log_chances(kind, seed, offsets, summ
             return held[turn]
 
         def chance(*given):
-            log_chances.append(forward_of_chance(*given)[0])
+            log_probs.append(forward_of_chance(*given)[0])
             return forward_of_chance(*given)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(selection, "draw", drawn)
-            patch.setattr(selection, "log_chance_forward", chance)
+            patch.setattr(selection, "log_prob_forward", chance)
             patch.setattr("minidact.mechanisms.planning.draw", lambda pi, *_: pi)
             net = Network(params, config, rng=np.random.default_rng(seed))
             return soft.soft_forward(net, batch, labels, costs)
@@ -197,7 +199,7 @@ def test_the_gradient_is_that_of_costs_and_log_chances(kind, seed, offsets, summ
 
     def value(params):
         loss = forward(params)[1]["loss"]
-        return loss + sum((advantages * log_p).mean() for log_p in log_chances)
+        return loss + sum((advantages * log_p).mean() for log_p in log_probs)
 
     for name in grads:
         swapped = lambda x, name=name: value({**params, name: x})  # noqa: E731
@@ -240,14 +242,14 @@ def test_the_estimate_is_unbiased(rng):
 
     def tried(pair, params):
         """Costs (2,), chances (2,) of two samples' choices, and the estimate from them."""
-        chances, forward_of_chance = [], selection.log_chance_forward
+        chances, forward_of_chance = [], selection.log_prob_forward
 
         def chance(*given):
             chances.append(forward_of_chance(*given)[0])
             return forward_of_chance(*given)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(selection, "log_chance_forward", chance)
+            patch.setattr(selection, "log_prob_forward", chance)
             actions = [np.concatenate([a[turn] for a in pair]) for turn in (0, 1)]
             patch.setattr(selection, "draw", choosing(*actions))
             cache = soft.soft_forward(Network(params, config, rng=rng), batch, labels, costs)[-1]

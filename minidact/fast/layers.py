@@ -102,7 +102,7 @@ def layers_for(params: Any, config: Config, calc: ModuleType, bits: int | None =
 
 
 def stored_bits(bits: int | None) -> int:
-    """Of a certificate: 8, or 32 for all products that are not quantised."""
+    """The bits that a certificate is for: 8, or 32 for all products that are not quantised."""
     return 8 if bits == 8 else 32
 
 

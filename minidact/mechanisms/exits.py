@@ -32,7 +32,8 @@ the mean, so only their average must. The last head is trained with the others: 
 DeeBERT and FastBERT keep the one that the backbone was fine-tuned with.
 
 This file works on arrays only: it knows neither BERT nor the other mechanisms. A rule of your own
-is a function and a line in RULES; every command knows it then.
+is a function and a line in RULES; every command knows it then. Only the page of `evaluate
+--explore` needs it in study/explorer.html and study/explore.py, too.
 """
 
 import math

@@ -124,7 +124,7 @@ def through_backward(dg, cache):
     return ops.sigmoid_backward(np.where(asked, dg, dg.dtype.type(0)), sigmoid_cache)
 
 
-def foremost(z, asked, scores, offsets):
+def top_tokens(z, asked, scores, offsets):
     """Which tokens stay, (T,) bool: of each sentence the round(sum of pi) with the highest scores.
 
     z, asked, scores (T,). Who is not asked stays, too, and does not count.
@@ -137,13 +137,13 @@ def foremost(z, asked, scores, offsets):
     return stays
 
 
-def log_chance_forward(z, stays, asked, offsets):
+def log_prob_forward(z, stays, asked, offsets):
     """log p of what was chosen, for each sentence, (B,); z, stays, asked (T,)."""
     each = -np.logaddexp(0, np.where(stays, -z, z))  # log pi, or log(1 - pi)
     return np.add.reduceat(np.where(asked, each, 0), offsets[:-1]), (z, stays, asked, offsets)
 
 
-def log_chance_backward(dout, cache):
+def log_prob_backward(dout, cache):
     """dout (B,) -> dz (T,)."""
     z, stays, asked, offsets = cache
     #   d log pi / dz = 1 - pi,   d log(1 - pi) / dz = -pi

@@ -127,14 +127,14 @@ def told(r: dict[str, Any]) -> str:
         return (
             f"certified: at most {100 * r['risk']:g}% of the answers {what}, "
             f"with confidence {r['confidence']:g}\n"
-            f"tested:    {r['disagreements']} of {n} did, and up to {r['allowed']} "
-            f"might have (p = {r['p_value']:.2g})\n"
+            f"tested:    {r['disagreements']} of {n} did; the test allows {r['allowed']} "
+            f"(p = {r['p_value']:.2g})\n"
             f"knobs:     {knobs}\n"
             f"cost:      {r['macs_fraction']:.0%} of the multiply-adds"
             + ("\nnot stored: --risk is about other classes" * (r["loss"] == "accuracy"))
         )
     rate = r["disagreements"] / n
-    may = f"up to {r['allowed']} might have" if r["allowed"] >= 0 else "these are too few texts"
+    may = f"the test allows {r['allowed']}" if r["allowed"] >= 0 else "these are too few texts"
     needed = risk.texts_needed(r["risk"], r["confidence"], rate)
     if rate >= r["risk"]:
         more = "that is no smaller a share than the risk"
