@@ -8,7 +8,7 @@ Letters in the shape comments: see ragged.py.
 
 import numpy as np
 
-from . import ops
+from . import ops, ragged
 from .config import Config
 from .errors import InputError, known
 from .ragged import Batch
@@ -101,7 +101,12 @@ TABLES = [
 
 
 def check_ids(config: Config, batch: Batch) -> None:
-    """Raises InputError for ids that the tables have no row for."""
+    """Raises InputError for ids and places that the tables have no row for."""
+    if (longest := ragged.lengths(batch.offsets).max(initial=0)) > config.max_position_embeddings:
+        raise InputError(
+            f"a text has {longest} tokens, and the model knows {config.max_position_embeddings} "
+            "places: cut it, as Model's own tokenizer does"
+        )
     ids, segments = batch.ids.max(initial=0), batch.segments.max(initial=0)
     if ids >= config.vocab_size or segments >= config.type_vocab_size:
         raise InputError(

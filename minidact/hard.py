@@ -81,17 +81,21 @@ def check_knobs(config: Config, knobs: Knobs) -> None:
         if wrong := knob.misfit(value):
             raise InputError(f"{name} is {value!r}{wrong}")
     check_turned(knobs.use, vars(knobs))
-    if knobs.rule is None:
-        if knobs.at is not None:
-            raise InputError("at is the knob of a rule: give a rule with it")
+    if knobs.rule is None and knobs.at is not None:
+        raise InputError("at is the knob of a rule: give a rule with it")
+    if "halting" not in knobs.use:
         return
-    rule = exits.RULES[knobs.rule]
+    name = knobs.rule or exits.HEADS[config.mechanisms["halting"].trained].rule
+    rule = exits.RULES[name]
     if "planning" in knobs.use and not rule.averages:
-        raise InputError(f"the rule {knobs.rule!r} cannot be used beside planning")
+        raise InputError(f"the rule {name!r} cannot be used beside planning")
     if knobs.at is not None and rule.set_by != "at":
-        raise InputError(f"the rule {knobs.rule!r} is set by {rule.set_by}, not by at")
+        raise InputError(f"the rule {name!r} is set by {rule.set_by}, not by at")
     if knobs.at is not None and (wrong := rule.knob.misfit(knobs.at)):
         raise InputError(f"at is {knobs.at!r}{wrong}")
+    for other in ("slack", "bound"):
+        if getattr(knobs, other) != KNOBS[other].usual and not rule.averages:
+            raise InputError(f"the rule {name!r} does not know {other}")
 
 
 def hard_forward(net: Network, batch: Batch, knobs: Knobs = NOTHING, layers: Any = None) -> Answers:

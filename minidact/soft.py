@@ -83,7 +83,7 @@ def soft_backward(cache) -> dict[str, np.ndarray]:
         return grads
     if "halting" in carried:
         dsummaries[1:], du = exits.heads_backward(dlosses, head_cache, grads, net.calc)
-        if exits.HEADS[carried["halting"].trained].frozen:
+        if exits.HEADS[carried["halting"].trained].frozen and not price.policy_only:
             return grads
     else:
         dsummaries[-1] = bert.classifier_loss_backward(dlosses, head_cache, grads, net.calc)

@@ -54,6 +54,16 @@ def test_the_command_keeps_all_texts_and_repeats_itself(tmp_path):
     assert f"{len(rows)} rows, of which 2 are texts" in result.stdout
 
 
+def test_half_a_character_is_replaced(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "good \\ud800", "label": 1}\n{"text": "bad", "label": 0}\n'
+    )
+    options = ["--data", tmp_path / "a.jsonl", "--out", tmp_path / "b.tsv"]
+    result = run("study.augment", *options, *OPTIONS)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "b.tsv").read_text().splitlines()[1] == "good ?\t1"
+
+
 def test_a_copy_never_takes_the_label_of_a_text(tmp_path):
     words, _ = augment.whole_words(TINY)
     given = [f"{word}\t{i % 2}" for i, word in enumerate(words)]

@@ -73,6 +73,15 @@ def test_ids_that_the_model_has_no_row_for(copy, refused):
     refused("segments up to 1, but", "infer", "--model", copy, "--pair", "another", "a text")
 
 
+@pytest.mark.parametrize("reference", [False, True])
+def test_more_tokens_than_places(reference):
+    """A Model's tokenizer cuts texts; whoever tells it not to is told."""
+    model = Model.from_pretrained(TINY, reference=reference)
+    model.tokenizer.no_truncation()
+    with pytest.raises(InputError, match="a text has 42 tokens, and the model knows 24 places"):
+        model("good " * 40)
+
+
 def test_a_large_file_takes_no_more_than_twice_its_size(copy, tmp_path):
     """Of model.safetensors: valid, but it is not what config.json says, or it ends too early."""
     size, whole = 256 * 2**20, tmp_path / "whole"

@@ -1,11 +1,16 @@
 """The benchmark as a command, small: its figures are there, and belong together."""
 
 import json
+import subprocess
+import sys
+from contextlib import closing
 
 import pytest
 from conftest import FIXTURES, run
 
+from minidact import InputError
 from minidact.bench.cases import add_shares
+from minidact.bench.workers import Worker
 from minidact.config import Config
 
 
@@ -94,7 +99,19 @@ def test_shares_of_the_limits_by_hand():
         (["--layers", "101"], "--layers is 101; it must be 1 to 100"),
         (["--only", "tensorflow"], "no contender 'tensorflow'; there are: numpy, minidact"),
         (["--data", "nowhere.tsv"], "nowhere.tsv"),
+        (["--data", FIXTURES / "steps.tsv"], "unknown label"),
     ],
 )
 def test_bad_options(options, message, refused):
     refused(message, "bench", *options)
+
+
+def test_a_contender_that_dies_is_named():
+    """Also where what it was asked last could not be sent any more."""
+    worker = Worker.__new__(Worker)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    worker.name, worker.process = "PyTorch", subprocess.Popen([sys.executable, "-c", ""], **pipes)
+    worker.process.wait()
+    with pytest.raises(InputError, match="PyTorch ended unexpectedly"), closing(worker):
+        worker.ask(kind="answer")
+    worker.process.stdout.close()

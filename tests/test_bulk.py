@@ -84,6 +84,7 @@ def test_every_layout_and_every_bad_row(files):
 def test_no_number_is_nan_however_deep():
     row = {"x": float("nan"), "y": [1.5, {"z": float("-inf")}], "n": 3, "t": "nan"}
     assert rows._finite(row) == {"x": None, "y": [1.5, {"z": None}], "n": 3, "t": "nan"}
+    assert rows._finite({"map": [("k", float("nan"))]}) == {"map": [["k", None]]}
 
 
 @pytest.mark.parametrize(

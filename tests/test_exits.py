@@ -16,6 +16,7 @@ from minidact.gradcheck import check_gradient
 from minidact.hard import Knobs
 from minidact.mechanisms import dact, exits
 from minidact.mechanisms.exits import HEADS, RULES, Halting, Known
+from minidact.mechanisms.planning import Planning
 from minidact.network import Network
 from minidact.study import sweep
 
@@ -62,6 +63,17 @@ def test_rules_at_their_thresholds():
 
 
 NEIGHBOURS = sorted(name for name, rule in RULES.items() if not rule.averages)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_beside_planning_only_an_average_stops_also_where_heads_bring_their_own_rule(heads):
+    config = small_config(halting=Halting(4, False, trained=heads), planning=Planning(width=3))
+    if RULES[HEADS[heads].rule].averages:
+        hard.check_knobs(config, Knobs(("halting", "planning")))
+    else:
+        with pytest.raises(InputError, match="cannot be used beside planning"):
+            hard.check_knobs(config, Knobs(("halting", "planning")))
+    hard.check_knobs(config, Knobs(("planning",)))
 
 
 @given(seeds, offsets_strategy(4, 5), st.sampled_from(NEIGHBOURS))
@@ -300,6 +312,7 @@ def test_budgets_are_replaced_by_better_ones_only(calibrated, tmp_path):
         (["--sweep", "--calibrate"], "--calibrate needs --model"),
         (["--sweep", "--model", TINY], "no knob to sweep"),
         (["--rule", "entropy", "--full"], "which is not in use"),
+        (["--rule", "entropy", "--slack", "0.3"], "the rule 'entropy' does not know slack"),
     ],
 )
 def test_what_cannot_work(options, sentence):

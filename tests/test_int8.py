@@ -168,7 +168,7 @@ def test_the_reference_rounds_as_they_do():
     assert isinstance(reference.layers, Reference)
     pairs = list(zip(model(REVIEWS), reference(REVIEWS), strict=True))
     assert np.median([abs(a.score - b.score) for a, b in pairs]) < 1e-5
-    large = {"a.layer.0.weight": np.full((2, 2), 70_000.0), "b": np.ones(2)}
+    large = {"bert.encoder.layer.0.weight": np.full((2, 2), 70_000.0), "b": np.ones(2)}
     with pytest.raises(InputError, match="numbers that float16 cannot hold"):
         layers_for(large, model.config, ops, 16)
 

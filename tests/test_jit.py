@@ -104,6 +104,17 @@ def test_a_directory_that_disappears_is_no_harm(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_older_machine_code_goes_and_that_of_other_machines_stays(tmp_path):
+    call("_add_layer_norm_many", tmp_path)
+    (own,) = tmp_path.iterdir()
+    start, host, _ = own.name.rsplit("-", 2)
+    older, others = (tmp_path / f"{start}-{of}-0123456789ab" for of in (host, "a" * len(host)))
+    older.mkdir()
+    others.mkdir()
+    call("_add_layer_norm_many", tmp_path)
+    assert set(tmp_path.iterdir()) == {own, others}
+
+
 def test_without_a_place_for_machine_code_it_still_answers(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a directory")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from networks import random_params, small_config
 
 from minidact import bert, ops, ragged
-from minidact.fast import host
+from minidact.fast import host, layers
 from minidact.fast.packed import Encoder
 
 
@@ -112,3 +112,14 @@ def test_an_unknown_width_is_refused():
         text=True,
     )
     assert "MINIDACT_VECTOR_WIDTH is '7'; there are: 16, 8, 4" in result.stderr
+
+
+def test_sixteen_bits_round_the_layers_and_nothing_else(rng):
+    odd = np.full((2, 2), 1 + 2.0**-20, np.float32)  # float16 has 11 bits
+    assert (layers._rounded("bert.encoder.layer.0.output.dense.weight", odd) == 1).all()
+    for name in (
+        "dact.layer.0.trunk.weight",
+        "planning.layer.1.hidden.weight",
+        "classifier.weight",
+    ):
+        assert layers._rounded(name, odd) is odd, name

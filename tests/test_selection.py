@@ -24,7 +24,7 @@ from minidact.fast.packed import Encoder
 from minidact.fast.packed_int8 import EncoderInt8
 from minidact.gradcheck import check_gradient, check_op
 from minidact.hard import Knobs
-from minidact.mechanisms import selection, together
+from minidact.mechanisms import exits, selection, together
 from minidact.mechanisms.exits import Halting
 from minidact.mechanisms.planning import Planning
 from minidact.mechanisms.selection import Selection
@@ -292,8 +292,11 @@ def test_the_mean_of_many_samples_is_the_gradient_and_a_baseline_calms_it(rng, m
     assert with_baseline.std() < 0.7 * without.std()
 
 
-def test_the_policy_alone_learns_alone(rng):
-    config = small_config(layers=4, selection=Selection(3, 2), halting=Halting(3, True))
+@pytest.mark.parametrize("heads", exits.HEADS)
+def test_the_policy_alone_learns_alone(heads, rng):
+    """Also on heads whose own training leaves the backbone as it is."""
+    halting = Halting(3, True, trained=heads)
+    config = small_config(layers=4, selection=Selection(3, 2), halting=halting)
     params, batch = random_params(config, rng), random_batch(np.array([0, 4, 9]), config, rng)
     for estimator in ("reinforce", "gumbel"):
         costs = prices(policy_only=True, estimator=estimator, guided=0.0)
@@ -502,6 +505,8 @@ def test_every_command_knows_it(trained, task):
         (["infer", "--model", TINY, "--use", "selection", "x"], "does not carry 'selection'"),
         (["train", *arguments(task, model.parent / "no", "--policy-only", use="halting")],
          "--policy-only needs --use selection"),
+        (["train", *arguments(task, model.parent / "no", "--policy-only", use="selection")],
+         "--policy-only leaves all else as it is, but --init lacks classifier.weight for these"),
         (["train", *arguments(task, model.parent / "no", use="selection,tokens")],
          "selection and tokens exclude each other"),
         (["train", *arguments(task, model.parent / "no", use="", teacher="sst2-minilm-l6")],
@@ -551,6 +556,19 @@ def test_a_trace_says_how_sure_the_policy_was(trained):
     assert f"dropped before layer 2, with a chance of {chance:.2f}" in told._repr_html_()
     assert not model("the good film", use=()).chances
     assert "chances" not in told.to_dict()
+
+
+def test_a_policy_learns_on_heads_with_a_frozen_backbone(task, tmp_path):
+    first, out = tmp_path / "first", tmp_path / "out"
+    heads = {"use": "halting", "heads": "deebert", "epochs": 1}
+    result = run("train", *arguments(task, first, **heads))
+    assert result.returncode == 0, result.stderr
+    options = {"init": first, "use": "selection", "epochs": 1}
+    result = run("train", *arguments(task, out, "--policy-only", **options))
+    assert result.returncode == 0, result.stderr
+    before, after = weights(first), weights(out)
+    assert same(before, {name: after[name] for name in before})
+    assert after["selection.layer.1.gate.bias"] != selection.GATE_BIAS
 
 
 def test_a_policy_that_learns_alone_joins_a_model_as_it_is(task, tmp_path):

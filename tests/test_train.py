@@ -111,6 +111,18 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bits(how, moment, task, undist
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(280))
 
 
+def test_a_log_is_cut_back_to_whole_records_of_steps_that_are_done(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 0, "loss": 1}\n{"step": 2, "loss": 3}\n{"step": 3, "lo')
+    with train_main.open_log(
+        log, 4
+    ) as file:  # the disk was full, and what could not be written is missing
+        file.write('{"step": 4, "loss": 2}\n')
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0, 2, 4]
+    train_main.open_log(log, 1).close()
+    assert log.read_text() == '{"step": 0, "loss": 1}\n'
+
+
 def test_data_that_changed_meanwhile_end_it(task, tmp_path):
     here = shutil.copytree(task, tmp_path / "task")
     process = subprocess.Popen(
@@ -502,3 +514,13 @@ def test_clipping():
     assert optim.gradient_norm(grads, ops) == pytest.approx(10)
     assert optim.clip_scale(10.0) == pytest.approx(0.1)
     assert optim.clip_scale(0.5) == 1
+
+
+def test_wrong_labels_to_score_on_are_found_before_a_teacher_is_asked(task, tmp_path, refused):
+    (tmp_path / "dev.tsv").write_text("text\tlabel\nthe film\tmaybe\n")
+    options = {"dev": tmp_path / "dev.tsv", "teacher": "nowhere", "use": ""}
+    refused(
+        "dev.tsv, line 2: unknown label 'maybe'",
+        "train",
+        *arguments(task, tmp_path / "o", **options),
+    )

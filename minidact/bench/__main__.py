@@ -13,7 +13,7 @@ import json
 
 import numba
 
-from .. import data
+from .. import checkpoint, data
 from ..errors import InputError, run_command
 from ..fast import jit
 from ..fast.threads import kind_of_threads, use
@@ -80,6 +80,8 @@ def bench(names, rounds, threads, layers, path=None) -> dict:
     names: contenders; path: a labelled file, or None. Raises InputError if the file cannot be read.
     """
     examples = data.read_examples(path) if path else None
+    if examples and path:  # a wrong label is found before anything takes long
+        data.label_ids(examples, checkpoint.read_config(checkpoint.resolve(None)), path)
     # this comes first, while this process is small: a child's memory begins as its parent's
     start = cases.startup(rounds)
     shipped = Model.from_pretrained()

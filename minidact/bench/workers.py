@@ -49,7 +49,8 @@ class Worker:
 
     def close(self):
         """Ends the process and waits for it."""
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended, and what was asked last is still unsent
+            self.process.stdin.close()
         self.process.wait()
 
 

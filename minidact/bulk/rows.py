@@ -212,10 +212,10 @@ def _parquet(file: Path, begin: Place) -> Found:
 
 
 def _finite(value: Any) -> Any:
-    """NaN is no JSON: such a number becomes null, also inside lists and structs."""
+    """NaN is no JSON: such a number becomes null, also inside lists, structs and maps."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -124,9 +124,12 @@ def _embed_row(word, place, kind, gamma, beta, eps, x):
 
 @jit()
 def _embed(ids, segments, offsets, words, places, kinds, gamma, beta, eps, x):
-    """False if an id or a segment has no row in its table."""
+    """False if an id, a place or a segment has no row in its table."""
     for t in range(len(ids)):
         if ids[t] >= len(words) or segments[t] >= len(kinds):
+            return False
+    for b in range(len(offsets) - 1):
+        if offsets[b + 1] - offsets[b] > len(places):
             return False
     for b in range(len(offsets) - 1):
         for t in range(offsets[b], offsets[b + 1]):

@@ -33,11 +33,11 @@ def _cache_directory() -> str | None:
     """The first of these that can be written to; None: machine code is not kept."""
     here = Path(__file__).parent
     content = [file.read_bytes() for file in sorted(here.glob("*.py"))]
-    processor = f"{binding.get_host_cpu_name()} {numba.config.CPU_FEATURES}"
-    content.append(f"{numba.__version__} {processor}".encode())
     version = hashlib.sha256(b"".join(content)).hexdigest()[:12]
     forced = os.environ.get("MINIDACT_INT8", "")  # int8.py: what the machine code multiplies with
-    name = f"minidact-{sys.implementation.cache_tag}-{WIDTH}{forced}-"
+    machine = f"{numba.__version__} {binding.get_host_cpu_name()} {numba.config.CPU_FEATURES}"
+    host = hashlib.sha256(machine.encode()).hexdigest()[:6]  # others may keep theirs beside it
+    name = f"minidact-{sys.implementation.cache_tag}-{WIDTH}{forced}-{host}-"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = [numba.config.CACHE_DIR] if numba.config.CACHE_DIR else []
     for parent in (*chosen, here / "__pycache__", home):

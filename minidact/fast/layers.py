@@ -124,8 +124,8 @@ def kernel_for(bits: int | None) -> str:
 
 
 def _rounded(name: str, array):
-    """A layer's matrix as float16 holds it; all else as it is."""
-    if array.ndim < 2 or ".layer." not in name:
+    """A matrix of BERT's layers as float16 holds it; all else as it is."""
+    if array.ndim < 2 or not name.startswith("bert.encoder.layer."):
         return array
     with np.errstate(over="ignore"):
         rounded = array.astype(np.float16).astype(array.dtype)

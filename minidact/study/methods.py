@@ -80,6 +80,8 @@ CHOICES = {  # they run only if --methods names them: texts cut short, and one c
     "all-left": Method("dact", f"{ALL} --pool left", ("tokens", "all")),
     "all-absolute": Method("dact", f"{ALL} --ranks absolute", ("tokens", "all")),
     "all-path": Method("dact", f"{ALL} --planner path", ("planning", "all")),
+    # for long texts: a price of words that closes token gates in few steps
+    "all-dear": Method("dact", f"{ALL} --epochs 1 --token-cost 1 --pool left", ALL_CURVES),
     "all-frozen": Method("all", f"{ALL} --freeze-gates", ("tokens", "all")),
 }
 EVERY = METHODS | CHOICES

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -36,6 +37,7 @@ from .learn import DECIDED, are_settled, learn, prices_at
 from .start import Start, balanced, build, prices_of, read_examples, split
 
 AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass over all weights
+RECORD = re.compile(rb'\{"step": (\d+),.*\}\n')  # of the log, whole
 
 
 def main() -> None:
@@ -108,7 +110,8 @@ class Run:
             dropout = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
             self.training_config = replace(self.training_config, **dropout)
         halting = self.config.mechanisms.get("halting")
-        self.frozen = halting is not None and exits.HEADS[halting.trained].frozen
+        frozen = halting is not None and exits.HEADS[halting.trained].frozen
+        self.frozen = frozen and not options.policy_only  # a policy that learns alone draws
         regression = self.config.problem_type == "regression"
         count = self.config.num_labels
         self.metric = metrics.choose(options.metric, train.metric, regression, count)
@@ -116,13 +119,13 @@ class Run:
         self.tokenizer.enable_truncation(most)
         self.sentences = data.encode(self.tokenizer, train.texts, train.pairs)
         self.labels = data.label_ids(train, self.config, options.data)
+        self.dev_sentences = data.encode(self.tokenizer, dev.texts, dev.pairs)
+        self.dev_labels = data.label_ids(dev, self.config, options.dev or options.data)
         self.weights = balanced(self.labels) if options.class_weights != "none" else None
         if options.teacher and self.taught is None:
             self.taught = teach.answers(comma_list(options.teacher), train, self.config, most)
         if self.taught is not None:
             self.labels = self.taught
-        self.dev_sentences = data.encode(self.tokenizer, dev.texts, dev.pairs)
-        self.dev_labels = data.label_ids(dev, self.config, options.dev or options.data)
         self.per_epoch = math.ceil(len(self.labels) / options.batch_size)
         self.total = self.per_epoch * options.epochs
         if self.without >= options.early_stop > 0:  # it had stopped, and was not saved
@@ -189,9 +192,9 @@ class Run:
                 count = f"{self.without} epoch{'s' * (self.without > 1)}"
                 text += f"; no better for {count}, so this is the end"
                 self.total = self.done
+        log.write(json.dumps(record) + "\n")  # --resume forgets what is later than a checkpoint
         if self.done % self.options.save_every == 0 and self.done < self.total:
             self.save_state()
-        log.write(json.dumps(record) + "\n")  # output may fail, so it comes last
         bar.update()
         rate = f"{record['tokens_per_s']:.0f}"
         bar.set_postfix({"loss": f"{record['loss']:.3f}", "tokens/s": rate})
@@ -315,7 +318,7 @@ def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
                 parts[kind][name] = file.get_tensor(key)
         options = argparse.Namespace(**json.loads(about["options"]))
         config = Config.from_dict(json.loads(about["config"]))
-        tokenizer = Tokenizer.from_str(about["tokenizer"])
+        tokenizer = read_tokenizer(about["tokenizer"])
         new, before = json.loads(about["new"]), json.loads(about["before"])
         done, best, without = int(about["done"]), float(about["best"]), int(about["without"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -328,6 +331,14 @@ def read_state(out: Path) -> tuple[argparse.Namespace, Start, Progress]:
     return options, start, progress
 
 
+def read_tokenizer(text: str) -> Tokenizer:
+    """Raises ValueError for a text that is no tokenizer's."""
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises no narrower one
+        raise ValueError(f"tokenizer: {error}") from None
+
+
 def digest(*files_of: data.Examples) -> str:
     """What differs if a text or a label does."""
     told = [[examples.texts, examples.pairs, examples.labels] for examples in files_of]
@@ -335,15 +346,16 @@ def digest(*files_of: data.Examples) -> str:
 
 
 def open_log(path: str | None, done: int) -> Any:
-    """The log, cut back to the steps that are done."""
+    """The log, cut back to whole records of the steps that are done."""
     if path is None:
         return open(os.devnull, "w")
     file = Path(path)
     try:
-        lines = file.read_bytes().splitlines(keepends=True)[:done] if done else []
+        lines = file.read_bytes().splitlines(keepends=True) if done else []
     except FileNotFoundError:
         lines = []
-    files.write_file(file, b"".join(lines))
+    records = ((line, RECORD.fullmatch(line)) for line in lines)
+    files.write_file(file, b"".join(line for line, r in records if r and int(r[1]) < done))
     return open(file, "a", buffering=1)
 
 

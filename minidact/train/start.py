@@ -11,7 +11,15 @@ from tokenizers import Tokenizer
 from .. import checkpoint, data, network
 from ..config import Config, check_mechanisms
 from ..errors import InputError, visible
-from ..mechanisms import MECHANISMS, PREFIXES, check_together, exits, together, token_gates
+from ..mechanisms import (
+    MECHANISMS,
+    PREFIXES,
+    check_together,
+    exits,
+    selection,
+    together,
+    token_gates,
+)
 from ..options import comma_list
 
 HELD_OUT = 0.1  # of every class, where there is no --dev
@@ -116,6 +124,12 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
     fresh = network.init_params(config, rng, prices=prices_of(options))
     kept = fitting(found, fresh)
     new = [n for n in fresh if n not in kept or n.startswith(PREFIXES)]
+    lacks = [n for n in fresh if n not in kept and not n.startswith(selection.PREFIX)]
+    if options.policy_only and lacks:
+        raise InputError(
+            f"--policy-only leaves all else as it is, but --init lacks {lacks[0]} for these labels "
+            "and sizes: train that first"
+        )
     note = what_is_kept(checkpoint.tensor_names(path), kept, fresh, base, config)
     if options.freeze_gates:
         if token_gates.NAME not in kept:
