@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, run
 from networks import prices, random_batch, random_params, small_config
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from training import arguments, same, weights
 
@@ -20,7 +21,7 @@ from minidact.mechanisms.exits import Halting
 from minidact.mechanisms.planning import Planning
 from minidact.mechanisms.token_gates import TokenGates
 from minidact.network import Network
-from minidact.options import training_options
+from minidact.options import STATE, training_options
 from minidact.train import __main__ as train_main
 from minidact.train import start, told
 from minidact.train.learn import are_settled, learn
@@ -524,3 +525,14 @@ def test_wrong_labels_to_score_on_are_found_before_a_teacher_is_asked(task, tmp_
         "train",
         *arguments(task, tmp_path / "o", **options),
     )
+
+
+def test_a_checkpoint_with_a_damaged_tokenizer(task, tmp_path, refused):
+    out = tmp_path / "out"
+    out.mkdir()
+    train_main.begin(training_options(arguments(task, out, use=""))).save_state()
+    with safe_open(out / STATE, "np") as file:
+        about = file.metadata() | {"tokenizer": "{"}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, out / STATE, about)
+    refused("training.safetensors is damaged: tokenizer", "train", "--out", out, "--resume")

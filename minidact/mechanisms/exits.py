@@ -309,7 +309,9 @@ class Prices:
     """What a training charges for thinking on, and what the heads learn beside."""
 
     tau: float = setting(0.05, "price of thinking on; 0..0.3, higher stops earlier", most=100)
-    tau_ramp: float = setting(0.5, "share of the steps in which tau grows from 0", most=1)
+    tau_ramp: float = setting(
+        0.5, "share of the steps in which tau, and the price of tokens, grow from 0", most=1
+    )
     alpha: float = setting(1.0, "weight of the loss on every layer's own answer", most=100)
     distill: float = setting(0.0, "share of the last layer's answer in its target", most=1)
     ponder: str = setting("p", "ponder cost: sum of p_n, or of h_n", choices=dact.PONDER)
