@@ -191,7 +191,7 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
     fill(options, PLAIN | PRICES)
     fill(options, SHAPES, usual=False)
     if options.use is not None:
-        choose("use", options.use, MECHANISMS)
+        check_in_use(choose("use", options.use, MECHANISMS), given)
     check_unused(options.out, ", or --resume")
     for name in ("data", "dev", "out", "log"):  # so that --resume works from any directory
         if getattr(options, name) is not None:
@@ -201,6 +201,14 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.log is not None:
         check_log(options)
     return options
+
+
+def check_in_use(use: list[str], given: set[str]) -> None:
+    """Raises InputError for an option that was given, of a mechanism that --use leaves out."""
+    for name, record in MECHANISMS.items():
+        for key, knob in (knobs_of(record.shape) | knobs_of(record.prices)).items():
+            if key in given and name not in use:
+                raise InputError(f"{flag(key, knob)} needs --use {name}")
 
 
 def check_unused(out: str, else_: str = "") -> None:

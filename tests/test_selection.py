@@ -587,7 +587,7 @@ def test_a_policy_that_learns_alone_joins_a_model_as_it_is(task, tmp_path):
     assert "halting" in Model.from_pretrained(tmp_path / "heads").config.mechanisms
     nobody = run("train", *arguments(task, tmp_path / "nobody", *alone, init=out, use="halting"))
     assert nobody.returncode == 2
-    assert "--policy-only needs --use selection" in nobody.stderr
+    assert "--estimator needs --use selection" in nobody.stderr
     both = {"init": first, "use": "halting,tokens,selection"}
     refused = run("train", *arguments(task, tmp_path / "both", *alone, **both))
     assert refused.returncode == 2

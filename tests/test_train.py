@@ -304,6 +304,8 @@ def test_wrong_options_are_named(task, tmp_path, refused):
     new.write_text("text\tlabel\na\tmaybe\n")
     for options, sentence in [
         ({"use": "tokenss"}, "--use 'tokenss' is unknown"),
+        ({"use": "halting", "token-cost": 1}, "--token-cost needs --use tokens"),
+        ({"use": "planning", "heads": "pabee"}, "--heads needs --use halting"),
         ({"epochs": 0}, "--epochs is 0; it must lie in 1..10000"),
         ({"lr": -1}, "--lr is -1"),
         ({"lr": "nan"}, "--lr is nan"),
