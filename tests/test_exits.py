@@ -312,7 +312,10 @@ def test_budgets_are_replaced_by_better_ones_only(calibrated, tmp_path):
         (["--sweep", "--calibrate"], "--calibrate needs --model"),
         (["--sweep", "--model", TINY], "no knob to sweep"),
         (["--rule", "entropy", "--full"], "which is not in use"),
-        (["--rule", "entropy", "--slack", "0.3"], "the rule 'entropy' does not know slack"),
+        (
+            ["--use", "halting", "--rule", "entropy", "--slack", "0.3"],
+            "the rule 'entropy' does not know slack",
+        ),
     ],
 )
 def test_what_cannot_work(options, sentence):
