@@ -290,7 +290,8 @@ def _cut_strip(a, lo, hi, strip, total):
         for r in range(hi - lo):
             strip_k[r] = a_k[r]
             sums[r] += a_k[r]
-    total[lo:hi] = sums[: hi - lo]
+    for r in range(hi - lo):
+        total[lo + r] = sums[r]
 
 
 @jit(parallel=True)
@@ -344,7 +345,8 @@ def linear_packed(x, panels, starts, gelu, out):
 def starts_of(b):
     """Returns a bias b (O,) as one row per panel, (P, PANEL), padded with 0."""
     starts = np.zeros((len(b) + PANEL - 1) // PANEL * PANEL, np.float32)
-    starts[: len(b)] = b
+    for i in range(len(b)):  # Numba takes seconds to compile starts[: len(b)] = b
+        starts[i] = b[i]
     return starts.reshape(-1, PANEL)
 
 
