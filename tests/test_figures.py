@@ -328,8 +328,8 @@ SENTENCES = {
         "halting, in the network that was fine-tuned and then trained for all three, keeps "
         f"{kept('0.5', *QUESTIONS)}, {kept('0.5', *MARKS)}, {kept('0.5', *PAIRS)}, "
         f"{kept('0.5', *LATEST)} and {kept('0.5', 'SST-2', 'all-after', 'halting')} of its own. On "
-        f"IMDB the first 2 and 3 layers keep {kept('0.5', 'IMDB', 'small', 'full')} at that cost, "
-        f"halting in the network for all three {kept('0.5', 'IMDB', 'all', 'halting')}",
+        f"IMDB smaller networks keep {kept('0.5', 'IMDB', 'small', 'full')} at that cost, halting "
+        f"in the network for all three {kept('0.5', 'IMDB', 'all', 'halting')}",
         f"Selection with halting keeps {kept('0.25', *REVIEWS)} of its full score at a quarter of "
         "the work, halting alone in the same network "
         f"{kept('0.25', 'IMDB', 'selection', 'halting')}, selection alone "
