@@ -26,7 +26,10 @@ from .tensors import KINDS, Tensors, is_finite, open_tensors, release
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # in its place where the weights are cut into several files
-FILES = ("config.json", WEIGHTS, "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+FILES = (
+    "config.json", WEIGHTS,
+    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json",
+)  # fmt: skip
 STATE = "training.safetensors"  # while a training is under way: all that resuming needs
 IGNORED = re.compile(r"bert\.embeddings\.position_ids|cls\.")  # an index; the pretraining heads
 CLASSIFIER = "classifier."
@@ -302,6 +305,11 @@ def _from_vocabulary(path: Path) -> Tokenizer:
     tokenizer.add_special_tokens(
         [w for w in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if w in vocabulary]
     )
+    if (path / "added_tokens.json").exists():  # words that are never cut
+        added = json.loads((path / "added_tokens.json").read_text("utf-8"))
+        tokenizer.add_tokens(sorted(added, key=added.get))
+        if any(tokenizer.token_to_id(word) != i for word, i in added.items()):
+            raise InputError(f"{path / 'added_tokens.json'}: its ids do not follow vocab.txt's")
     return tokenizer
 
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ TEXTS = {
     "text": "text_pair",
     "sentence1": "sentence2",
     "#1 String": "#2 String",
+    "question1": "question2",
     "question": "sentence",
     "sentence": "text_pair",
 }
-LABELS = ("label", "Quality", "score")
+LABELS = ("label", "Quality", "score", "gold_label", "is_duplicate")
 # GLUE's headers that have a metric of their own
 COLA = ("source", "label", "mark", "sentence")
 MRPC = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
@@ -179,7 +179,7 @@ def _examples(path, header, rows, labelled, others) -> Examples:
 def label_names(labels: Sequence[str]) -> tuple[str, ...]:
     """Returns a file's distinct labels: sorted as numbers if all are, else alphabetically."""
     distinct = sorted(set(labels))
-    return tuple(sorted(distinct, key=int) if all(map(_is_number, distinct)) else distinct)
+    return tuple(sorted(distinct, key=float) if all(map(_is_number, distinct)) else distinct)
 
 
 def label_ids(examples: Examples, config: Config, path: str | Path = "the data") -> np.ndarray:
@@ -212,7 +212,7 @@ def _score(line, label, path) -> float:
         score = float(label)
     except ValueError:
         score = math.nan
-    if not math.isfinite(score):
+    if not abs(score) <= float(np.finfo(np.float32).max):
         raise InputError(
             f"{path}, line {line}: {label!r} is not a number, and the model predicts one"
         )
@@ -229,7 +229,10 @@ def look_like_scores(names: Sequence[str], most: int) -> bool:
 
 
 def _is_number(label: str) -> bool:
-    return re.fullmatch(r"-?[0-9]{1,18}", label) is not None
+    try:
+        return math.isfinite(float(label))
+    except ValueError:
+        return False
 
 
 # ---------------------------------------------------------------------------- token ids

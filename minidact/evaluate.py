@@ -118,12 +118,12 @@ def main() -> None:
         result["baseline"] = report.always(first["metric"], labels, names)
     told = f"{heading(first | result)}\n{sweep.table(result)}"
     print(json.dumps(result) if options.json else told)
-    if options.plot:
-        plot.save(plot.sweep(result), options.plot)
     if options.calibrate:
         config = checkpoint.read_config(Path(options.model))  # as it is by now
         config = dataclasses.replace(config, budgets=tuple(result["budgets"]))
         checkpoint.save_config(options.model, config)
+    if options.plot:
+        plot.save(plot.sweep(result), options.plot)
 
 
 def once(options: argparse.Namespace, result: dict, examples, labels, model: Model) -> None:

@@ -76,10 +76,7 @@ def check_knobs(config: Config, knobs: Knobs) -> None:
             has = ", ".join(config.mechanisms) or "no mechanism"
             raise InputError(f"the model does not carry {name!r}; it has {has}")
     check_together(knobs.use)
-    for name, knob in KNOBS.items():
-        value = getattr(knobs, name)
-        if wrong := knob.misfit(value):
-            raise InputError(f"{name} is {value!r}{wrong}")
+    check_values(knobs)
     check_turned(knobs.use, vars(knobs))
     if knobs.rule is None and knobs.at is not None:
         raise InputError("at is the knob of a rule: give a rule with it")
@@ -96,6 +93,14 @@ def check_knobs(config: Config, knobs: Knobs) -> None:
     for other in ("slack", "bound"):
         if getattr(knobs, other) != KNOBS[other].usual and not rule.averages:
             raise InputError(f"the rule {name!r} does not know {other}")
+
+
+def check_values(knobs: Knobs) -> None:
+    """Raises InputError for a value that its knob cannot have, in whatever model."""
+    for name, knob in KNOBS.items():
+        value = getattr(knobs, name)
+        if wrong := knob.misfit(value):
+            raise InputError(f"{name} is {value!r}{wrong}")
 
 
 def hard_forward(net: Network, batch: Batch, knobs: Knobs = NOTHING, layers: Any = None) -> Answers:

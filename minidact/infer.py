@@ -32,7 +32,10 @@ def parser() -> argparse.ArgumentParser:
         description="Classifies a text, or one text per line of stdin.",
     )
     add = p.add_argument
-    add("text", help="the text, or - to read one text per line from standard input")
+    add(
+        "text", help="the text, or - to read one text per line from standard input; answers come "
+        "batch by batch: with --batch-size 1, line by line",
+    )  # fmt: skip
     add("--pair", help="a second text, for tasks on two")
     add("--pairs", action="store_true", help="with -: a line holds two texts, a tab between them")
     add("--json", action="store_true", help="one JSON object per text")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -18,9 +19,9 @@ from tokenizers import Tokenizer
 
 from . import checkpoint, data, show
 from .config import Config
-from .errors import InputError, visible
-from .fast.layers import layers_for, stored_bits, weights_digest
-from .hard import Answers, Knobs, check_knobs, hard_forward
+from .errors import InputError, known, visible
+from .fast.layers import BITS, layers_for, stored_bits, weights_digest
+from .hard import Answers, Knobs, check_knobs, check_values, hard_forward
 from .mechanisms import KNOBS, MECHANISMS, together
 from .mechanisms.record import Knob
 from .network import Network, calculus
@@ -138,11 +139,12 @@ class Model:
         None: 16 if no weight loses a digit by it, else 32. In 8, activations are rounded, too.
         """
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.reference, self.bits = reference, bits
+        self.reference = reference
+        self.bits = None if bits is None else int(known("bits", str(bits), BITS))
         calc = calculus(params, reference)
         self.net = Network(params, config, calc)
         with interruptible():
-            self.layers = layers_for(params, config, calc, bits)
+            self.layers = layers_for(params, config, calc, self.bits)
 
     @staticmethod
     def from_pretrained(
@@ -186,6 +188,7 @@ class Model:
         Raises InputError for what cannot be.
         """
         if budget is not None or risk is not None:
+            check_values(Knobs(**given))
             if use is not None or None not in (budget, risk) or Knobs(**given) != Knobs():
                 name = "budget" if risk is None else "risk"
                 raise InputError(f"a {name} chooses the other knobs: give it alone")
@@ -197,7 +200,7 @@ class Model:
             raise InputError(f"use is {use!r}, neither a mechanism's name nor a list of them")
         knobs = Knobs(tuple(use), **given)
         check_knobs(self.config, knobs)
-        return knobs
+        return Knobs(knobs.use, **{name: _plain(value) for name, value in given.items()})
 
     def _affordable(self, budget: float) -> dict[str, Any]:
         """The knobs that were measured to spend at most that share of the multiply-adds."""
@@ -228,7 +231,8 @@ class Model:
         covering = [c for c in valid if c["risk"] <= risk]
         if not covering:
             risks = ", ".join(f"{c['risk']:g}" for c in valid)
-            raise InputError(f"risk is {risk:g}; there are certificates for {risks}: {make}")
+            asked = f"risk is {_plain(risk):g}"
+            raise InputError(f"{asked}; there are certificates for {risks}: {make}")
         return max(covering, key=lambda c: (c["risk"], c["confidence"]))["knobs"]
 
     # a str is an Iterable[str], too: the first signature that fits counts
@@ -353,9 +357,16 @@ class Model:
         )
 
 
+def _plain(value: Any) -> Any:
+    """Fractions and NumPy's numbers as a float, which kernels and JSON know; all else as it is."""
+    real = isinstance(value, Real) and not isinstance(value, Integral)
+    return float(value) if real else value
+
+
 def _texts(given: Any, name: str) -> list[str]:
     """A text, or any iterable of texts, as a list; name: what an error calls one of them."""
-    if isinstance(given, bytes) or not isinstance(given, Iterable):
+    table = isinstance(given, Mapping) or hasattr(given, "columns")  # their names are no texts
+    if table or isinstance(given, bytes) or not np.iterable(given):
         kind = type(given).__name__
         raise InputError(f"the {name}s are of type {kind}, neither a str nor a list of them")
     texts = [given] if isinstance(given, str) else list(given)

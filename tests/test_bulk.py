@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,42 @@ def test_parquet(tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(InputError, match=r"b\.parquet cannot be read"):
         list(rows.read(tmp_path / "b.parquet"))
+
+
+def test_a_value_that_python_cannot_have_costs_one_row(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = pyarrow.array([b"good", b"caf\xe9", b"bad", b"fine"]).view(pyarrow.string())
+    times = pyarrow.array([0, 0, 2**60, 0], pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table({"text": texts, "when": times}), tmp_path / "a.parquet")
+    found = list(rows.read(tmp_path / "a.parquet"))
+    assert [row.text for row in found] == ["good", "", "", "fine"]
+    assert [row.place.line for row in found] == [1, 2, 3, 4]
+    assert all("cannot be read" in row.error for row in found[1:3])
+
+
+def test_which_files(tmp_path, monkeypatch):
+    """A name that is there is no glob, and --out is known by every name that leads to it."""
+    data = tmp_path / "in"
+    (data / "answers").mkdir(parents=True)
+    for name in ("a[1].txt", "a1.txt", "answers/a.txt"):
+        (data / name).write_text("good\n")
+    assert rows.inputs(str(data / "a[1].txt"), tmp_path / "out") == [data / "a[1].txt"]
+    assert rows.inputs(str(data / "a[12].txt"), tmp_path / "out") == [data / "a1.txt"]
+    (tmp_path / "link").symlink_to(data / "answers")
+    monkeypatch.chdir(data)
+    for given, out in (("../in", "answers"), (str(data), tmp_path / "link")):
+        assert rows.inputs(given, Path(out)) == [data / "a1.txt", data / "a[1].txt"]
+    with pytest.raises(InputError, match="there is no such file"):
+        rows.inputs("", tmp_path / "out")
+
+
+def test_where_places_are_told_from_stays(tmp_path):
+    """Another directory of texts beside the first is no reason to refuse the answers."""
+    (tmp_path / "in" / "2024-01").mkdir(parents=True)
+    for data in (tmp_path / "in", tmp_path / "in" / "*" / "[ab].txt"):
+        assert rows.base_of(str(data)) == tmp_path / "in"
+    assert rows.base_of(str(tmp_path / "in" / "a.txt")) == tmp_path / "in"
 
 
 def test_answers_come_with_their_rows_and_are_not_done_twice(files, tmp_path):

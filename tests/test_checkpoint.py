@@ -160,6 +160,16 @@ def test_lower_case_is_an_option(copy):
     assert Model.from_pretrained(copy)("GOOD").pieces == ["[CLS]", "[UNK]", "[SEP]"]
 
 
+def test_added_tokens_are_never_cut(copy):
+    last = len((copy / "vocab.txt").read_text().split())
+    (copy / "added_tokens.json").write_text(json.dumps({"[ENT]": last}))
+    found = checkpoint.read_tokenizer(copy, Config(vocab_size=64, max_position_embeddings=24))
+    assert found.encode("a [ENT] good").ids[2] == last
+    (copy / "added_tokens.json").write_text(json.dumps({"[ENT]": last + 1}))
+    with pytest.raises(InputError, match="its ids do not follow"):
+        checkpoint.read_tokenizer(copy, Config(vocab_size=80, max_position_embeddings=24))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("halting", [None, Halting(6, True)])
 def test_what_is_saved_is_what_was_there(dtype, halting, tiny, tmp_path, rng):

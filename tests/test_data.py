@@ -46,6 +46,20 @@ LAYOUTS = {
         ["entailment"],
         "accuracy",
     ),
+    "qqp.tsv": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\ta\tb\t1\n",
+        ["a"],
+        ["b"],
+        ["1"],
+        "accuracy",
+    ),
+    "mnli.tsv": (
+        "index\tsentence1\tsentence2\tlabel1\tgold_label\n0\ta\tb\tneutral\tentailment\n",
+        ["a"],
+        ["b"],
+        ["entailment"],
+        "accuracy",
+    ),
     "stsb.tsv": (
         "index\tgenre\tsentence1\tsentence2\tscore\n0\tx\ta\tb\t4.750\n",
         ["a"],
@@ -114,14 +128,15 @@ def test_label_names_and_ids():
     assert data.label_names(["b", "a", "b", "1"]) == ("1", "a", "b")
     assert data.label_names(["2", "-1", "10"]) == ("-1", "2", "10")
     assert data.label_names(["--1", "2"]) == ("--1", "2")
-    assert len(data.label_names(["9" * 5000, "1"])) == 2  # no number that int() takes
+    assert len(data.label_names(["9" * 5000, "1"])) == 2  # no number that fits
+    assert data.label_names(["10.0", "2.0", "1.0"]) == ("1.0", "2.0", "10.0")
     config = Config(id2label=("negative", "positive"))
     assert data.label_ids(examples("1", "positive", "negative"), config).tolist() == [1, 1, 0]
     with pytest.raises(InputError, match="line 3: unknown label 'maybe'; there are: negative"):
         data.label_ids(examples("1", "maybe"), config)
     regression = Config(id2label=("score",), problem_type="regression")
     assert data.label_ids(examples("1.5", "2"), regression).tolist() == [1.5, 2.0]
-    for wrong in ("x", "nan", "inf"):
+    for wrong in ("x", "nan", "inf", "1e39"):  # float32 ends at 3e38
         with pytest.raises(InputError, match=r"line 3: .* is not a number"):
             data.label_ids(examples("1", wrong), regression)
 
@@ -131,6 +146,8 @@ def test_where_names_are_numbers_they_are_names_only():
     assert data.label_ids(examples("1", "2"), config).tolist() == [0, 1]
     with pytest.raises(InputError, match="unknown label '0'"):
         data.label_ids(examples("0"), config)
+    with pytest.raises(InputError, match="unknown label '1'"):  # by its place that is 2.0
+        data.label_ids(examples("1"), Config(id2label=("1.0", "2.0", "3.0")))
 
 
 def test_lines_are_the_files_own(tmp_path):

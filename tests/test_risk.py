@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -250,6 +251,21 @@ def test_a_certificate_in_eight_bits_holds_for_how_they_round(monkeypatch):
     with pytest.raises(InputError, match="certificates are void"):
         Model.from_pretrained(bits=8).knobs(risk=0.02)
     Model.from_pretrained().knobs(risk=0.02)  # those in 32 bits have nothing to do with it
+
+
+def test_bits_are_a_number_however_they_are_written():
+    model = Model.from_pretrained(bits="8")
+    assert model.bits == 8
+    assert model.knobs(risk=0.02).slack == Model.from_pretrained(bits=8).knobs(risk=0.02).slack
+
+
+def test_fractions_are_numbers():
+    model = Model.from_pretrained()
+    with pytest.raises(InputError, match=r"risk is 0\.001; there are certificates for"):
+        model.knobs(risk=Fraction(1, 1000))
+    assert model.knobs("tokens", keep=Fraction(1, 4)) == model.knobs("tokens", keep=0.25)
+    with pytest.raises(InputError, match=r"slack is .*; it must be a number"):
+        model.knobs(budget=0.5, slack=np.array([1, 2]))
 
 
 def test_training_drops_certificates(promised, task, tmp_path):

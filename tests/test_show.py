@@ -180,6 +180,15 @@ def test_a_damaged_log(text, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_picture_that_another_program_cannot_draw(tmp_path):
+    """As where .pgf needs a LaTeX that is not there."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figure = plt.figure()
+    figure.savefig = lambda path: (_ for _ in ()).throw(RuntimeError("xelatex not found"))
+    with pytest.raises(InputError, match=r"x\.pgf cannot be drawn: xelatex not found"):
+        plot.save(figure, str(tmp_path / "x.pgf"))
+
+
 def test_running_mean():
     values = plot.running_mean([1.0, 3.0, 5.0, 7.0], 2)
     assert values.tolist() == [1.0, 2.0, 4.0, 6.0]

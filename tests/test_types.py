@@ -4,7 +4,9 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import TINY
 
@@ -74,5 +76,10 @@ def test_any_iterable_of_texts_is_a_list_of_texts():
     for kind in (Series, iter, tuple):
         answers = model(kind(texts), kind(backwards), batch_size=2)
         assert [answer.probs for answer in answers] == expected
+    for table in ({"text": "good"}, SimpleNamespace(columns=["text"])):  # as DataFrames have
+        with pytest.raises(InputError, match="neither a str nor a list"):
+            model(table)
+    with pytest.raises(InputError, match="of type ndarray"):
+        model(np.array("good"))
     with pytest.raises(InputError, match="3 texts, but 2 second texts"):
         model(Series(texts), Series(backwards[:2]))

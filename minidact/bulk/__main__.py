@@ -25,7 +25,7 @@ from ..infer import load_model, load_slow
 from ..mechanisms.record import Knob
 from ..options import add_knob, add_model_options, fill, how_to_answer
 from .part import How, Part, Total, work
-from .rows import inputs, read
+from .rows import base_of, inputs, read
 
 OWN = {
     "workers": Knob(0, "start so many processes on this machine; 0: this one works alone", 0, 4096),
@@ -66,7 +66,7 @@ def main() -> None:
     model = load(how.model, asked, how.bits)  # wrong options are seen here
     out = make_directory(options.out)
     with alone_in(out), ExitStack() as stack:
-        parts = list(cut(files, options.part_size, out))
+        parts = list(cut(files, options.part_size, out, base_of(options.data)))
         told = {"part_size": options.part_size, "weights": model.digest, "bits": how.bits}
         knobs = vars(model.knobs(**asked)) | {"batch_size": options.batch_size}
         check_manifest(out, told | {"knobs": knobs}, parts)
@@ -86,15 +86,14 @@ def main() -> None:
         print(summary(total, time.perf_counter() - begin))
 
 
-def cut(files: list[Path], size: int, out: Path) -> Iterator[Part]:
-    """The parts of all files, whose rows are counted first."""
-    common = Path(os.path.commonpath([file.parent for file in files]))
+def cut(files: list[Path], size: int, out: Path, base: Path) -> Iterator[Part]:
+    """The parts of all files, whose rows are counted first; their places in out are as in base."""
     for file in tqdm(files, desc="counting", unit="file", leave=False, disable=None):
         begins, rows = [], 0
         for rows, row in enumerate(read(file), 1):
             if rows % size == 1 % size:
                 begins.append(row.place)
-        name = (out / file.relative_to(common)).absolute()
+        name = (out / file.relative_to(base)).absolute()
         for number, begin in enumerate(begins):
             place = name.with_name(f"{name.name}-{number:05}.jsonl")
             yield Part(file, begin, min(size, rows - number * size), place)

@@ -6,6 +6,7 @@ import glob
 import gzip
 import lzma
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,10 +54,12 @@ def inputs(pattern: str, out: Path) -> list[Path]:
 
     Not those in out, where the answers go.
     """
-    path = Path(pattern)
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(pattern, recursive=True))
-    files = sorted(p.absolute() for p in found if p.is_file() and not p.name.startswith("."))
-    files = [p for p in files if not p.is_relative_to(out.absolute())]
+    path, found = Path(pattern), list(map(Path, glob.glob(pattern, recursive=True)))
+    if pattern and os.path.exists(pattern):  # also where its name could be a glob
+        found = list(path.rglob("*")) if path.is_dir() else [path]
+    shown = (p for p in found if p.is_file() and not p.name.startswith("."))
+    files = sorted(Path(os.path.abspath(p)) for p in shown)
+    files = [p for p in files if not p.resolve().is_relative_to(out.resolve())]
     files = [p for p in files if not path.is_dir() or layout_of(p) in LAYOUTS]
     if not files:
         raise InputError(f"--data {pattern}: there is no such file, nor one in such a directory")
@@ -66,6 +69,14 @@ def inputs(pattern: str, out: Path) -> list[Path]:
             names = ", ".join(LAYOUTS)
             raise InputError(f"{file}: the name must end in {names} (and perhaps in {packed})")
     return files
+
+
+def base_of(pattern: str) -> Path:
+    """The directory from which the files' places are told: another file does not change it."""
+    path = Path(pattern)
+    while glob.has_magic(str(path)) or not path.is_dir():
+        path = path.parent
+    return Path(os.path.abspath(path))
 
 
 def layout_of(file: Path) -> str:
@@ -203,12 +214,22 @@ def _parquet(file: Path, begin: Place) -> Found:
                 row += rows
                 continue
             for batch in table.iter_batches(1000, row_groups=[group]):
-                for columns in batch.to_pylist():
+                for columns in _values(batch):
                     if row >= begin.offset:
-                        yield Place(row, row + 1), _finite(columns)
+                        yield Place(row, row + 1), columns
                     row += 1
     except pyarrow.ArrowException as error:
         raise InputError(f"{file} cannot be read: {error}") from None
+
+
+def _values(batch: Any) -> list[Columns | str]:
+    """The rows of one of Arrow's batches; for one that Python cannot have, why."""
+    try:
+        return _finite(batch.to_pylist())
+    except (ValueError, OverflowError) as error:  # no UTF-8; a time beyond Python's
+        if len(batch) == 1:
+            return [f"cannot be read: {error}"]
+    return [row for at in range(len(batch)) for row in _values(batch.slice(at, 1))]
 
 
 def _finite(value: Any) -> Any:

@@ -5,6 +5,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ def check(path: str) -> None:
     """Raises InputError if no picture can be written to that path, before one is made."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("drawing needs matplotlib: pip install 'minidact[plot]'")
+    os.environ["MPLBACKEND"] = "agg"  # a command needs no window, nor what a notebook draws in
     from matplotlib.backend_bases import FigureCanvasBase
 
     endings = FigureCanvasBase.get_supported_filetypes()
@@ -61,7 +63,7 @@ def save(figure, path: str) -> None:
 
     try:
         figure.savefig(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # some formats need other programs, whose errors are theirs
         raise InputError(f"{path} cannot be drawn: {error}") from None
     finally:
         plt.close(figure)
