@@ -288,9 +288,7 @@ def _from_vocabulary(path: Path) -> Tokenizer:
     absent = [word for word in ("[UNK]", "[CLS]", "[SEP]") if word not in vocabulary]
     if absent:
         raise InputError(f"{path / 'vocab.txt'} lacks {', '.join(absent)}")
-    options = {}
-    if (path / "tokenizer_config.json").exists():
-        options = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
+    options, added = (_json(path / f"{name}.json") for name in ("tokenizer_config", "added_tokens"))
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=bool(options.get("do_lower_case", True)),
@@ -305,12 +303,15 @@ def _from_vocabulary(path: Path) -> Tokenizer:
     tokenizer.add_special_tokens(
         [w for w in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if w in vocabulary]
     )
-    if (path / "added_tokens.json").exists():  # words that are never cut
-        added = json.loads((path / "added_tokens.json").read_text("utf-8"))
-        tokenizer.add_tokens(sorted(added, key=added.get))
-        if any(tokenizer.token_to_id(word) != i for word, i in added.items()):
-            raise InputError(f"{path / 'added_tokens.json'}: its ids do not follow vocab.txt's")
+    tokenizer.add_tokens(sorted(added, key=added.__getitem__))  # words that are never cut
+    if any(tokenizer.token_to_id(word) != i for word, i in added.items()):
+        raise InputError(f"{path / 'added_tokens.json'}: its ids do not follow vocab.txt's")
     return tokenizer
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """What a file of JSON holds; {} where there is no such file."""
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
 # ---------------------------------------------------------------------------- writing

@@ -26,6 +26,7 @@ TEXTS = {
     "sentence": "text_pair",
 }
 LABELS = ("label", "Quality", "score", "gold_label", "is_duplicate")
+LARGEST = float(np.finfo(np.float32).max)  # of a score
 # GLUE's headers that have a metric of their own
 COLA = ("source", "label", "mark", "sentence")
 MRPC = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
@@ -208,11 +209,8 @@ def _labelled(examples: Examples) -> Iterator[tuple[int, str]]:
 
 def _score(line, label, path) -> float:
     """Returns a label as a number; raises InputError, with the line, if it is no finite one."""
-    try:
-        score = float(label)
-    except ValueError:
-        score = math.nan
-    if not abs(score) <= float(np.finfo(np.float32).max):
+    score = _number(label)
+    if not abs(score) <= LARGEST:  # nor is NaN
         raise InputError(
             f"{path}, line {line}: {label!r} is not a number, and the model predicts one"
         )
@@ -229,10 +227,15 @@ def look_like_scores(names: Sequence[str], most: int) -> bool:
 
 
 def _is_number(label: str) -> bool:
+    return math.isfinite(_number(label))
+
+
+def _number(label: str) -> float:
+    """Returns the number that a label is; NaN if it is none."""
     try:
-        return math.isfinite(float(label))
+        return float(label)
     except ValueError:
-        return False
+        return math.nan
 
 
 # ---------------------------------------------------------------------------- token ids

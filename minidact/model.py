@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 
 from . import checkpoint, data, show
 from .config import Config
-from .errors import InputError, known, visible
-from .fast.layers import BITS, layers_for, stored_bits, weights_digest
+from .errors import InputError, visible
+from .fast.layers import known_bits, layers_for, stored_bits, weights_digest
 from .hard import Answers, Knobs, check_knobs, check_values, hard_forward
 from .mechanisms import KNOBS, MECHANISMS, together
 from .mechanisms.record import Knob
@@ -140,7 +140,7 @@ class Model:
         """
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.reference = reference
-        self.bits = None if bits is None else int(known("bits", str(bits), BITS))
+        self.bits = known_bits(bits)
         calc = calculus(params, reference)
         self.net = Network(params, config, calc)
         with interruptible():
@@ -188,8 +188,9 @@ class Model:
         Raises InputError for what cannot be.
         """
         if budget is not None or risk is not None:
-            check_values(Knobs(**given))
-            if use is not None or None not in (budget, risk) or Knobs(**given) != Knobs():
+            others = Knobs(**given)
+            check_values(others)
+            if use is not None or None not in (budget, risk) or others != Knobs():
                 name = "budget" if risk is None else "risk"
                 raise InputError(f"a {name} chooses the other knobs: give it alone")
             stored = self._certified(risk) if budget is None else self._affordable(budget)

@@ -84,7 +84,7 @@ def test_the_largest_sums_of_two_fit_in_sixteen_bits(sign):
 def layers_and_reference(rng, **sizes):
     config = small_config(**sizes)
     params = {name: p.astype(np.float32) for name, p in random_params(config, rng).items()}
-    return EncoderInt8(params, config), Reference(params, config, ops, "8")
+    return EncoderInt8(params, config), Reference(params, config, ops, 8)
 
 
 @given(seeds, offsets_strategy(5, 60))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from unittest.mock import Mock
 
 import pytest
 from conftest import FIXTURES, TINY, run
@@ -180,11 +181,11 @@ def test_a_damaged_log(text, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_picture_that_another_program_cannot_draw(tmp_path):
+def test_a_picture_that_another_program_cannot_draw(tmp_path, monkeypatch):
     """As where .pgf needs a LaTeX that is not there."""
     plt = pytest.importorskip("matplotlib.pyplot")
     figure = plt.figure()
-    figure.savefig = lambda path: (_ for _ in ()).throw(RuntimeError("xelatex not found"))
+    monkeypatch.setattr(figure, "savefig", Mock(side_effect=RuntimeError("xelatex not found")))
     with pytest.raises(InputError, match=r"x\.pgf cannot be drawn: xelatex not found"):
         plot.save(figure, str(tmp_path / "x.pgf"))
 

@@ -8,7 +8,7 @@ import lzma
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -54,12 +54,17 @@ def inputs(pattern: str, out: Path) -> list[Path]:
 
     Not those in out, where the answers go.
     """
-    path, found = Path(pattern), list(map(Path, glob.glob(pattern, recursive=True)))
-    if pattern and os.path.exists(pattern):  # also where its name could be a glob
-        found = list(path.rglob("*")) if path.is_dir() else [path]
+    path, out = Path(pattern), out.resolve()
+    found: Iterable[Path]
+    if os.path.isdir(pattern):
+        found = path.rglob("*")
+    elif os.path.isfile(pattern):  # also where its name could be a glob
+        found = [path]
+    else:
+        found = map(Path, glob.glob(pattern, recursive=True))
     shown = (p for p in found if p.is_file() and not p.name.startswith("."))
     files = sorted(Path(os.path.abspath(p)) for p in shown)
-    files = [p for p in files if not p.resolve().is_relative_to(out.resolve())]
+    files = [p for p in files if not p.resolve().is_relative_to(out)]
     files = [p for p in files if not path.is_dir() or layout_of(p) in LAYOUTS]
     if not files:
         raise InputError(f"--data {pattern}: there is no such file, nor one in such a directory")

@@ -24,10 +24,10 @@ BITS = ("32", "16", "8")  # of a weight in a product
 class Reference:
     """bert.py and the mechanisms, in any dtype: the definition of what the others compute."""
 
-    def __init__(self, params: Any, config: Config, calc: Any = ops, bits: str | None = None):
-        """calc: ops or kernels. bits: "8" for products that are quantised as int8.py says."""
+    def __init__(self, params: Any, config: Config, calc: Any = ops, bits: int | None = None):
+        """calc: ops or kernels. bits: 8 for products that are quantised as int8.py says."""
         self.params, self.config, self.calc, self.products = params, config, calc, calc
-        if bits == "8":
+        if bits == 8:
             self.products = SimpleNamespace(**vars(ops) | {"linear_forward": _linear_int8})
 
     def embed(self, batch: Batch):
@@ -88,17 +88,21 @@ def layers_for(params: Any, config: Config, calc: ModuleType, bits: int | None =
     """The layers to answer with, by the calculus and the precision that are wanted.
 
     bits: 32, 16 (weights rounded to float16) or 8 (weights and activations quantised); None: 16 if
-    float16 holds all weights exactly, else 32. Raises InputError for other bits, and for weights
-    that float16 cannot hold.
+    float16 holds all weights exactly, else 32 (known_bits has checked them). Raises InputError for
+    weights that float16 cannot hold.
     """
-    wanted = None if bits is None else known("bits", str(bits), BITS)
-    if wanted == "16":
+    if bits == 16:
         params = {name: _rounded(name, array) for name, array in params.items()}
     if calc is ops:
-        return Reference(params, config, ops, wanted)
-    if wanted == "8":
+        return Reference(params, config, ops, bits)
+    if bits == 8:
         return EncoderInt8(params, config)
-    return Encoder(params, config, halves=wanted != "32")
+    return Encoder(params, config, halves=bits != 32)
+
+
+def known_bits(bits: Any) -> int | None:
+    """The bits as a number, or None; raises InputError for such as there are not."""
+    return None if bits is None else int(known("bits", str(bits), BITS))
 
 
 def stored_bits(bits: int | None) -> int:
