@@ -34,6 +34,7 @@ STATE = "training.safetensors"  # while a training is under way: all that resumi
 IGNORED = re.compile(r"bert\.embeddings\.position_ids|cls\.")  # an index; the pretraining heads
 CLASSIFIER = "classifier."
 POOLER = "bert.pooler."  # a model that halts has none; every backbone brings one
+NORMALIZER = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 
 # ---------------------------------------------------------------------------- where
 
@@ -290,10 +291,11 @@ def _from_vocabulary(path: Path) -> Tokenizer:
         raise InputError(f"{path / 'vocab.txt'} lacks {', '.join(absent)}")
     options, added = (_json(path / f"{name}.json") for name in ("tokenizer_config", "added_tokens"))
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    options = NORMALIZER | options
     tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=bool(options.get("do_lower_case", True)),
-        strip_accents=options.get("strip_accents"),
-        handle_chinese_chars=bool(options.get("tokenize_chinese_chars", True)),
+        lowercase=bool(options["do_lower_case"]),
+        strip_accents=options["strip_accents"],
+        handle_chinese_chars=bool(options["tokenize_chinese_chars"]),
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
@@ -321,7 +323,7 @@ def save(
     directory: str | os.PathLike[str], config: Config, params: Mapping, tokenizer: Tokenizer,
     dtype: Any = np.float32,
 ) -> None:  # fmt: skip
-    """Writes a directory that `load` and transformers' BertModel.from_pretrained both read.
+    """Writes a directory that `load` and transformers (BertModel, AutoTokenizer) both read.
 
     dtype: float32 or float16, of the tensors on disk. Each file is complete or not there at all.
     """
@@ -341,6 +343,11 @@ def save(
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: cutting is the reader's choice
     tokenizer.no_truncation()
     write_file(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode() + b"\n")
+    if isinstance(normalizer := tokenizer.normalizer, normalizers.BertNormalizer):
+        chosen = normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars
+        options = dict(zip(NORMALIZER, chosen, strict=True))
+        if options != NORMALIZER:  # transformers does not take them from tokenizer.json
+            write_file(directory / "tokenizer_config.json", json.dumps(options).encode() + b"\n")
 
 
 def save_config(directory, config: Config, rehearse: bool = False) -> None:

@@ -157,7 +157,12 @@ def test_a_tokenizer_that_pads_and_cuts_is_told_not_to(tiny, tmp_path):
 def test_lower_case_is_an_option(copy):
     assert Model.from_pretrained(copy)("GOOD").pieces == ["[CLS]", "good", "[SEP]"]
     (copy / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert Model.from_pretrained(copy)("GOOD").pieces == ["[CLS]", "[UNK]", "[SEP]"]
+    cased = Model.from_pretrained(copy)
+    assert cased("GOOD").pieces == ["[CLS]", "[UNK]", "[SEP]"]
+    cased.save_pretrained(copy / "saved")
+    assert Model.from_pretrained(copy / "saved")("GOOD").pieces == ["[CLS]", "[UNK]", "[SEP]"]
+    told = json.loads((copy / "saved" / "tokenizer_config.json").read_text())
+    assert told == checkpoint.NORMALIZER | {"do_lower_case": False}  # for transformers
 
 
 def test_added_tokens_are_never_cut(copy):
