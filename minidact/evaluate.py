@@ -170,7 +170,7 @@ def check(options: argparse.Namespace, how: dict) -> None:
     for name, chosen in stores.items():
         if chosen and not os.path.isdir(options.model or ""):
             raise InputError(f"--{name} needs --model with a directory to write to")
-    if options.plot:
+    if options.plot is not None:
         plot.check(options.plot)
     if (options.classes or options.predictions) and (options.sweep or options.certify):
         raise InputError("--classes and --predictions are of one setting: no --sweep, no --certify")
@@ -181,7 +181,7 @@ def check(options: argparse.Namespace, how: dict) -> None:
     if options.max_length is not None and options.max_length < 3:
         raise InputError(f"--max-length is {options.max_length}; it must be at least 3")
     for name, endings in WRITTEN.items():
-        if path := getattr(options, name):
+        if (path := getattr(options, name)) is not None:
             if Path(path).suffix not in endings:
                 raise InputError(f"--{name} {path}: the name must end in {' or '.join(endings)}")
             check_apart(options, name, "data")

@@ -89,6 +89,7 @@ def test_texts_are_cut(tmp_path):
     ("options", "sentence"),
     [
         (["--predictions", "x.txt"], "--predictions x.txt: the name must end in .csv or .jsonl"),
+        (["--predictions", ""], "--predictions : the name must end in .csv or .jsonl"),
         (["--predictions", "nowhere/x.csv"], "nowhere/x.csv could not be written"),
         (["--predictions", REVIEWS.with_suffix(".csv")], "are the same file"),
         (["--texts", "x.tsv"], "--texts x.tsv: the name must end in .npz"),
