@@ -137,6 +137,9 @@ def check_mechanisms(config: Config) -> None:
                 f"{name} needs {record.least_layers} layers, and there are "
                 f"{config.num_hidden_layers}"
             )
+    halting = config.mechanisms.get("halting")
+    if halting and halting.trained != "dact" and len(config.mechanisms) > 1:
+        raise InputError(f"halting trained as {halting.trained} goes with no other mechanism")
 
 
 def _checked(raw: dict, name: str, knob: Knob, prefix: str = "config.json: ") -> Any:

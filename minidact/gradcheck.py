@@ -68,21 +68,23 @@ def check_op(
 ) -> None:
     """Checks an f_forward / f_backward pair as ops.py has them: every argument, and their manners.
 
-    forward(**args) -> (out, cache); backward(dout, cache) -> a gradient, or a tuple of them in the
-    order of args. wrt: names of the arguments to check (default: every float64 array). Raises
+    forward(**args) -> (out, cache); backward(dout, cache) -> a gradient, or a tuple of them, one
+    for each float64 array in the order of args. wrt: which of these to check (default: all). Raises
     AssertionError if a gradient is wrong, if two gradients share memory with each other or with
     dout, or if an argument was written to.
     """
-    names = wrt or [k for k, a in args.items() if getattr(a, "dtype", None) == np.float64]
+    order = [k for k, a in args.items() if getattr(a, "dtype", None) == np.float64]
+    names = wrt or order
     _, cache = forward(**args)
     before = {name: np.copy(args[name]) for name in names}
 
-    for i, name in enumerate(names):
+    for name in names:
+        at = order.index(name)
 
         def f(x, name=name):
             return forward(**{**args, name: x})[0]
 
-        def vjp(v, i=i):
+        def vjp(v, at=at):
             grads = backward(v, cache)
             grads = grads if isinstance(grads, tuple) else (grads,)
             for a, first in enumerate(grads):
@@ -90,7 +92,7 @@ def check_op(
                     raise AssertionError("a gradient is a view of dout")
                 if any(np.shares_memory(first, second) for second in grads[a + 1 :]):
                     raise AssertionError("two gradients share memory")
-            return grads[i]
+            return grads[at]
 
         check_gradient(f, vjp, args[name], rng, name)
     for name in names:

@@ -244,7 +244,7 @@ class _Pass:
         if self.rule.averages:
             # of those that left the layer out, too: there is one less to change their answer
             margin, lead = self.layers.margin(self.a, self.p, left, self.knobs.bound)
-            self.doubts[layer, who], self.margins[layer, who] = self.p[ran], margin[ran]
+            self.doubts[layer, who], self.margins[layer, self._who()] = self.p[ran], margin
             now = exits.Known(None, None, margin, lead)
         else:
             said = (slice(layer + 1), self._who())

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -70,7 +70,8 @@ class Prediction:
     batch divided by its texts. truncated: the text was longer than the model reads, and was cut.
     steps: what halting saw after each layer executed: (answer so far {label: float}, doubt p,
     margin), see dact.py; by another method's rule (exits.py) the layer's own answer, None and None;
-    empty for a model without halting.
+    empty for a model without halting. settled: after which layer (from 0), run or left out, the
+    margin was zero or more; None: after none.
     pieces: the word pieces; stayed: for each, the first layer (from 0) that it was dropped before,
     num_layers if it never was. chances: {layer (from 0) before which a policy was asked: for each
     piece the chance to stay that it was given, None if it was not asked about} (selection.py).
@@ -93,13 +94,14 @@ class Prediction:
     stayed: list[int] = field(repr=False)
     steps: list[tuple[dict[str, float], float | None, float | None]] = field(repr=False)
     chances: dict[int, list[float | None]] = field(repr=False, default_factory=dict)
+    settled: int | None = field(repr=False, default=None)
 
     def to_dict(self) -> dict:
         """What `infer --json` prints."""
         return {
             key: value
             for key, value in vars(self).items()
-            if key not in ("pieces", "stayed", "steps", "chances")
+            if key not in ("pieces", "stayed", "steps", "chances", "settled")
         }
 
     def __str__(self) -> str:
@@ -355,13 +357,13 @@ class Model:
                 for n, asked in enumerate(chances)
                 if not np.isnan(asked).all()
             },
+            settled=next((n for n, (*_, m) in enumerate(steps) if m is not None and m >= 0), None),
         )
 
 
 def _plain(value: Any) -> Any:
-    """Fractions and NumPy's numbers as a float, which kernels and JSON know; all else as it is."""
-    real = isinstance(value, Real) and not isinstance(value, Integral)
-    return float(value) if real else value
+    """Any number as a float, which kernels and JSON know; all else as it is."""
+    return float(value) if isinstance(value, Real) else value
 
 
 def _texts(given: Any, name: str) -> list[str]:

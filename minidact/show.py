@@ -18,10 +18,11 @@ INDENT = 9
 class Layer(NamedTuple):
     """One layer, as a line shows it. number counts from 1; state: "run", "left out" or "not run".
 
-    The other fields are set only if it ran. tokens: how many it worked on. words: for each token,
-    (the word piece, is it still there). dropped: are some of them gone. step: the layer's entry in
-    Prediction.steps, or None without halting. settled: is it the first with a margin of 0 or more.
-    chances: (the word piece, its chance to stay) of those that a policy was asked about before it.
+    settled: is it the first with a margin of 0 or more. The other fields are set only if it ran.
+    tokens: how many it worked on. words: for each token, (the word piece, is it still there).
+    dropped: are some of them gone. step: the layer's entry in Prediction.steps, or None without
+    halting. chances: (the word piece, its chance to stay) of those that a policy was asked about
+    before it.
     """
 
     number: int
@@ -36,12 +37,12 @@ class Layer(NamedTuple):
 
 def layers(prediction) -> Iterator[Layer]:
     """Yields every layer of the model in order, for a model.Prediction."""
-    p, last = prediction, max(prediction.layers_run)
-    safe = [margin is not None and margin >= 0 for _, _, margin in p.steps]
-    settled = next((n for n, is_safe in zip(p.layers_run, safe, strict=False) if is_safe), None)
+    p = prediction
+    last = max(*p.layers_run, -1 if p.settled is None else p.settled)
     for n in range(p.num_layers):
         if n not in p.layers_run:
-            yield Layer(n + 1, "left out" if n < last else "not run")
+            state = "left out" if n <= last else "not run"
+            yield Layer(n + 1, state, settled=n == p.settled)
             continue
         place = p.layers_run.index(n)
         words = tuple(
@@ -52,7 +53,7 @@ def layers(prediction) -> Iterator[Layer]:
         asked = zip(p.pieces, p.chances.get(n, ()), strict=False)
         chances = tuple((visible(piece), pi) for piece, pi in asked if pi is not None)
         tokens = p.tokens_per_layer[place]
-        yield Layer(n + 1, "run", tokens, words, dropped, n == settled, step, chances)
+        yield Layer(n + 1, "run", tokens, words, dropped, n == p.settled, step, chances)
 
 
 def figures(layer: Layer, label_width: int = 0) -> list[str]:
@@ -89,11 +90,11 @@ def terminal(prediction, width: int | None = None, colour: bool = False) -> Iter
     yield from sentence([(visible(piece), True) for piece in prediction.pieces], 0)
     label_width = max(len(visible(label)) for label in prediction.probs)
     for layer in layers(prediction):
-        if layer.state != "run":
-            yield paint("  ".join(figures(layer)), FAINT)
-            continue
         line = "  ".join(figures(layer, label_width))
-        yield paint(line + "  (can change no more)", BOLD) if layer.settled else line
+        if layer.settled:
+            yield paint(line + "  (can change no more)", BOLD)
+        else:
+            yield line if layer.state == "run" else paint(line, FAINT)
         if layer.dropped:
             yield from sentence(layer.words, INDENT)
         if layer.chances:

@@ -93,7 +93,8 @@ def test_no_number_is_nan_however_deep():
     [
         ("a.csv", b"\n\ntext\nfine\n1,good\rfilm\nthe end\n", [(4, ""), (5, "new-line"), (6, "")]),
         ("a.csv", b'text\nfine\n"open\ngood\n', [(2, ""), (3, "unexpected end of data")]),
-        ("a.tsv", b"\ntext\nfine\n", [(3, "")]),
+        ("a.csv", b'text\ngood\n""\n\nbad\n""\n', [(2, ""), (3, ""), (5, ""), (6, "")]),
+        ("a.tsv", b"\ntext\nfine\n\nbad\n", [(3, ""), (5, "")]),
         ("a.jsonl", b'{"text": "a", "text_pair": null}\n{"text": NaN}\n', [(1, ""), (2, "NaN")]),
         ("a.jsonl", b'{"text": "a", "x": [1e999]}\n{"text": "b"}\n', [(1, "1e999"), (2, "")]),
     ],
@@ -269,7 +270,7 @@ def test_answers_are_never_taken_for_those_of_other_files(tmp_path):
     result = run(*command, tmp_path / "two")
     assert result.returncode == 2
     assert "choose another --out" in result.stderr
-    for text in ("other\n", "film new\n"):  # the second is as long as what was answered
+    for text in ("other\n", "film new\n", ""):  # the second is as long as what was answered
         (tmp_path / "one" / "a.txt").write_text(text)
         assert run(*command, tmp_path / "one").returncode == 2
     (tmp_path / "out" / "bulk.json").write_text("[]")

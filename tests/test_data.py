@@ -6,6 +6,7 @@ from conftest import TINY
 from damage import BAD
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import pearsonr, spearmanr
 
 from minidact import InputError, checkpoint, data, metrics
 from minidact.config import Config
@@ -223,6 +224,11 @@ def test_correlations():
     assert metrics.pearson_spearman(x, 2 * x + 1) == pytest.approx(1)
     assert metrics.pearson_spearman(x, -x) == pytest.approx(-1)
     assert metrics.pearson_spearman(np.ones(4), x) == 0
+    y = np.array([1.0, 4, 2, 3])
+    usual = metrics.pearson_spearman(x, y)
+    assert usual == pytest.approx((pearsonr(x, y)[0] + spearmanr(x, y)[0]) / 2)
+    for factor in (1e-30, 5e37):  # whose squares float32 does not have
+        assert metrics.pearson_spearman(np.float32(factor * x), y) == pytest.approx(usual)
 
 
 def test_which_metric():

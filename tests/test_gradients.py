@@ -33,6 +33,18 @@ def test_checker_rejects_a_gradient_wrong_by_half_a_tenth_of_a_percent(factor, r
             check_op(ops.tanh_forward, lambda v, c: factor * ops.tanh_backward(v, c), args, rng)
 
 
+def test_checker_takes_each_gradient_for_its_own_argument(rng):
+    args = {"a": rng.standard_normal(7), "n": 3, "b": rng.standard_normal(7)}
+
+    def forward(a, n, b):
+        return a + n * b, n
+
+    for wrt in (["a"], ["b"], ["b", "a"]):
+        check_op(forward, lambda v, n: (v.copy(), n * v), args, rng, wrt)
+    with pytest.raises(AssertionError, match="gradient of b"):
+        check_op(forward, lambda v, n: (n * v, 2 * v), args, rng, ["b"])
+
+
 def test_checker_sees_what_a_cotangent_of_ones_cannot(rng):
     x = rng.standard_normal((4, 5))
     wrong = np.zeros_like  # the gradient of sum(softmax(x)) is indeed zero ...

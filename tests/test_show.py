@@ -29,7 +29,7 @@ def test_a_layer_line_for_every_layer(prediction):
     lines = list(show.terminal(prediction))
     numbers = [line.split()[1] for line in lines if line.startswith("layer ")]
     assert numbers == [str(n + 1) for n in range(prediction.num_layers)]
-    last = max(prediction.layers_run)
+    last = max(*prediction.layers_run, prediction.settled)
     assert sum("not run" in line for line in lines) == prediction.num_layers - 1 - last
     assert sum("left out" in line for line in lines) == last + 1 - len(prediction.layers_run)
     assert sum("can change no more" in line for line in lines) == 1
@@ -199,3 +199,14 @@ def test_only_the_first_settled_layer_says_so():
     full = Model.from_pretrained()(SENTENCE, use=())
     assert sum(margin >= 0 for _, _, margin in full.steps) > 1
     assert sum("can change no more" in line for line in show.terminal(full)) == 1
+
+
+def test_a_class_may_be_settled_by_a_layer_that_is_left_out():
+    said = "the score, all cellos and distant bells, gives the mystery a wonderful sense of dread"
+    prediction = Model.from_pretrained()(said, use=("halting", "planning"))
+    assert prediction.steps[-1][2] < 0
+    assert prediction.settled > max(prediction.layers_run)
+    lines = list(show.terminal(prediction))[1:]
+    assert lines[prediction.settled].endswith("left out  (can change no more)")
+    assert "left out</td>" in show.html(prediction)
+    assert show.html(prediction).count("can change no more") == 1

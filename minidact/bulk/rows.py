@@ -156,7 +156,8 @@ def _jsonl(file: Path, begin: Place) -> Found:
 
 def _tsv(file: Path, begin: Place) -> Found:
     def records(lines: Lines) -> Records:
-        return ((place, line if line is None else line.split("\t")) for place, line in lines)
+        for place, line in lines:
+            yield place, line if line is None else line.split("\t") if line else []
 
     return _table(records, file, begin)
 
@@ -189,14 +190,14 @@ def _csv_records(lines: Lines) -> Records:
 
 def _table(records: Callable[[Lines], Records], file: Path, begin: Place) -> Found:
     """Rows under a header, which is read first wherever the rows begin."""
-    found = ((p, r) for p, r in records(_lines(file, BEGIN)) if r not in ([], [""]))
+    found = ((p, r) for p, r in records(_lines(file, BEGIN)) if r != [])
     top, header = next(found, (BEGIN, []))
     if header is None or isinstance(header, str):
         raise BadHeader(f"its header: {header or NOT_UTF8}")
     if len(set(header)) < len(header):
         raise BadHeader("its header names a column twice")
     for place, record in records(_lines(file, begin)):
-        if place <= top or record in ([], [""]):
+        if place <= top or record == []:
             continue
         if record is None or isinstance(record, str):
             yield place, record or NOT_UTF8

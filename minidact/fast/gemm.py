@@ -36,7 +36,7 @@ float16. That halves the bytes to wait for. The results are the same bit for bit
 processor widens the weights exactly, in the register.
 
 A row's result does not depend on the other rows of its tile, because each number is summed in one
-fixed order. So a sentence gets the same bits in any batch.
+fixed order. So these products give a sentence the same bits in any batch.
 
 The loop itself is in tile.py. Everything here but `_tile` is ordinary Numba.
 """

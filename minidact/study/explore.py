@@ -38,12 +38,14 @@ PLACE = "/* data */"
 
 
 def check(model: Model, examples: data.Examples) -> None:
-    """Raises InputError for a model without halting, a rule unknown there, and texts in pairs."""
+    """Raises InputError for models and texts that the page cannot show."""
     halting = model.config.mechanisms.get("halting")
     if halting is None:
         raise InputError("--explore shows where texts stop: the model needs halting")
     if (own := HEADS[halting.trained].rule) not in SHOWN:
         raise InputError(f"--explore does not know the rule {own!r}")
+    if model.config.num_hidden_layers > 255:  # a byte says where a word was dropped
+        raise InputError("--explore shows models of up to 255 layers")
     if examples.pairs:
         raise InputError("--explore shows one text at a time, and the file has two in a row")
 

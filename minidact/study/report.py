@@ -43,7 +43,7 @@ def report(metric: str, predicted, labels, names: tuple[str, ...]) -> dict[str, 
 
 
 def classes(r: dict[str, Any]) -> str:
-    """What `report` returned, as a table: a line for each class that texts have."""
+    """What `report` returned, as a table: a line for each class."""
     labels = [visible(row["label"]) for row in r["per_class"]]
     width = max(map(len, labels)) + 2
     heads = "".join(f"{label:>{max(width, 8)}}" for label in labels)
