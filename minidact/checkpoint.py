@@ -30,6 +30,7 @@ FILES = (
     "config.json", WEIGHTS,
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json",
 )  # fmt: skip
+DEFAULT = "sst2-minilm-l6"  # in weights/
 STATE = "training.safetensors"  # while a training is under way: all that resuming needs
 IGNORED = re.compile(r"bert\.embeddings\.position_ids|cls\.")  # an index; the pretraining heads
 CLASSIFIER = "classifier."
@@ -56,9 +57,9 @@ def resolve(name: str | os.PathLike | None) -> Path:
         raise InputError(f"a model is named by a str or a path, not by {name!r}")
     shipped = sorted(p.parent for p in builtin_weights().glob("*/config.json"))
     if name is None:
-        if not shipped:
-            raise InputError(f"no model was named, and {builtin_weights()} holds none")
-        return shipped[0]
+        if builtin_weights() / DEFAULT not in shipped:
+            raise InputError(f"no model was named, and {builtin_weights()} lacks {DEFAULT}")
+        return builtin_weights() / DEFAULT
     path = Path(name)
     if os.path.isdir(path):  # not path.is_dir(), which raises where a name is too long
         return path

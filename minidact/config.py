@@ -112,6 +112,12 @@ class Config:
             raise InputError(f"config.json: {error}") from None
         return config
 
+    def meanings(self) -> tuple[str, ...]:
+        """The labels. What Hugging Face calls LABEL_0, LABEL_1, .. has no name: it is 0, 1, ..."""
+        numbers = range(self.num_labels)
+        unnamed = self.id2label == tuple(f"LABEL_{i}" for i in numbers)
+        return tuple(map(str, numbers)) if unnamed else self.id2label
+
     def to_dict(self) -> dict[str, Any]:
         """config.json's object; `transformers` reads the same file as a BERT."""
         raw, extra = asdict(replace(self, extra={})), self.extra  # asdict copies what is nested
@@ -137,9 +143,6 @@ def check_mechanisms(config: Config) -> None:
                 f"{name} needs {record.least_layers} layers, and there are "
                 f"{config.num_hidden_layers}"
             )
-    halting = config.mechanisms.get("halting")
-    if halting and halting.trained != "dact" and len(config.mechanisms) > 1:
-        raise InputError(f"halting trained as {halting.trained} goes with no other mechanism")
 
 
 def _checked(raw: dict, name: str, knob: Knob, prefix: str = "config.json: ") -> Any:

@@ -93,6 +93,11 @@ def main() -> None:
         model.tokenizer.enable_truncation(
             min(options.max_length, model.config.max_position_embeddings)
         )
+    pairs = examples.pairs is not None
+    if model.config.text_pairs not in (None, pairs):
+        trained, given = ("one text", "two") if pairs else ("two texts", "one")
+        print(f"note: the model was trained on {trained} at a time, and {options.data} has {given} "
+              "in a row", file=sys.stderr)  # fmt: skip
     fixed = (model, examples, labels, options.metric, options.batch_size)
     if options.explore:
         explore.check(model, examples)

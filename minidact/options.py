@@ -5,9 +5,10 @@ Its name, type, default, bounds and help on the command line follow from that.
 """
 
 import argparse
-import json
 import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from . import metrics, optim
@@ -15,6 +16,7 @@ from .checkpoint import STATE
 from .config import SUMMARIES
 from .errors import InputError
 from .fast.layers import BITS
+from .files import write_file
 from .mechanisms import KNOBS, MECHANISMS
 from .mechanisms.record import Knob, knobs_of
 from .model import BATCH_SIZE, BUDGET, RISK
@@ -98,6 +100,7 @@ def how_to_answer(options: argparse.Namespace) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------- train
 
+RECORD = re.compile(rb'\{"step": (\d+),.*\}\n')  # of a training's log, whole
 FILES = {
     "data": "training file: .tsv (GLUE's layouts or your own), .csv or .jsonl",
     "dev": "file to score after every epoch (default: a tenth of --data, held out)",
@@ -139,7 +142,10 @@ PLAIN = {
     "class_weights": Knob(
         "none", "balanced: a class counts the more the rarer it is", choices=("none", "balanced")
     ),
-    "keep": Knob("last", "the epoch whose weights to save", choices=("last", "best")),
+    "keep": Knob(
+        "last", "the epoch whose weights to save: the last, or the best by the dev score once all "
+        "layers and gates are as they stay", choices=("last", "best"),
+    ),
     "save_every": Knob(500, "steps between two checkpoints", 1, 10**9),
 }  # fmt: skip
 SHAPES = {name: k for m in MECHANISMS.values() for name, k in knobs_of(m.shape).items()}
@@ -190,6 +196,7 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
             raise InputError(f"--{name} is missing")
     fill(options, PLAIN | PRICES)
     fill(options, SHAPES, usual=False)
+    options.given = sorted(given)
     if options.use is not None:
         check_in_use(choose("use", options.use, MECHANISMS), given)
     check_unused(options.out, ", or --resume")
@@ -239,6 +246,7 @@ def check_log(options: argparse.Namespace) -> None:
         raise InputError(f"--log {options.log} is not a regular file")
     if not is_log(log):
         raise InputError(f"--log {options.log} is there, and is no log of a training")
+    write_file(Path(log), b"", rehearse=True)
 
 
 def is_log(path: str) -> bool:
@@ -246,8 +254,8 @@ def is_log(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             line = file.readline(1_000_000)
-        return not line or "step" in json.loads(line)
+        return not line or RECORD.fullmatch(line) is not None
     except FileNotFoundError:
         return True
-    except (OSError, ValueError, TypeError):
+    except OSError:
         return False

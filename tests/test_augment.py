@@ -6,6 +6,7 @@ from conftest import TINY, run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minidact import data
 from minidact.study import augment
 
 OPTIONS = ["--init", TINY, "--similar", 2]
@@ -62,6 +63,15 @@ def test_half_a_character_is_replaced(tmp_path):
     result = run("study.augment", *options, *OPTIONS)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "b.tsv").read_text().splitlines()[1] == "good ?\t1"
+
+
+def test_scores_stay_scores(tmp_path):
+    (tmp_path / "a.tsv").write_text("text\tscore\nthe good film\t1.5\n")
+    options = ["--data", tmp_path / "a.tsv", "--out", tmp_path / "b.tsv"]
+    assert run("study.augment", *options, *OPTIONS).returncode == 0
+    found = data.read_examples(tmp_path / "b.tsv")
+    assert found.metric == "pearson_spearman"
+    assert set(found.labels) == {"1.5"}
 
 
 def test_a_copy_never_takes_the_label_of_a_text(tmp_path):

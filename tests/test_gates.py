@@ -361,12 +361,6 @@ def test_two_layers_are_enough_to_leave_one_out(name):
         Config.from_dict(raw | {"num_hidden_layers": 1})
 
 
-def test_heads_of_other_methods_have_no_gates_beside():
-    raw = small_config(halting=Halting(trained="pabee"), planning=Planning()).to_dict()
-    with pytest.raises(InputError, match="halting trained as pabee goes with no other mechanism"):
-        Config.from_dict(raw)
-
-
 def test_a_gate_of_one_half_is_open(rng):
     gates, chosen = np.array([0.49, 0.5]), np.array([0, 1, -1])
     assert token_gates.stays(gates, chosen).tolist() == [False, True, True]

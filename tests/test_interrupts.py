@@ -109,6 +109,7 @@ def test_a_log_replaces_nothing_but_a_log(task, tmp_path):
     before = (task / "train.tsv").read_bytes()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "notes.txt").write_text("not to be lost\n")
+    (tmp_path / "rows.jsonl").write_text('{"step": "the first", "text": "not to be lost"}\n')
     (tmp_path / "model.safetensors").write_bytes((TINY / "model.safetensors").read_bytes())
     (tmp_path / "link.jsonl").symlink_to(task / "train.tsv")
     for log, sentence in (
@@ -120,6 +121,7 @@ def test_a_log_replaces_nothing_but_a_log(task, tmp_path):
         ("/dev/null", "is not a regular file"),
         (tmp_path / "out" / "log.jsonl", "lies in --out"),
         (tmp_path / "notes.txt", "is there, and is no log of a training"),
+        (tmp_path / "rows.jsonl", "is there, and is no log of a training"),
         (tmp_path / "model.safetensors", "is there, and is no log of a training"),
     ):
         result = run("train", *arguments(task, tmp_path / "out", log=log))

@@ -133,3 +133,11 @@ def test_a_column_is_never_overwritten(tmp_path):
     assert result.returncode == 2
     assert "has a column 'predicted' already" in result.stderr
     assert not (tmp_path / "b.csv").exists()
+
+
+def test_pairs_for_a_model_of_single_texts_are_noted(tmp_path):
+    (tmp_path / "pairs.tsv").write_text("text\ttext_pair\tlabel\na film\tgood\t1\nb\tbad\t0\n")
+    result = run("evaluate", "--data", tmp_path / "pairs.tsv", "--full")
+    assert result.returncode == 0, result.stderr
+    assert "the model was trained on one text at a time" in result.stderr
+    assert "note" not in run("evaluate", "--data", REVIEWS, "--full").stderr

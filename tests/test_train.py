@@ -165,6 +165,26 @@ def test_an_average_has_seen_the_last_steps(task, tmp_path):
         np.testing.assert_allclose(mean[name], expected, rtol=1e-5, atol=1e-7)
 
 
+def test_an_average_has_seen_all_steps_of_an_epoch(task, tmp_path):
+    """One that forgets at once scores in each epoch as the weights themselves do."""
+    said = []
+    for name, decay in (("forgets", 1e-6), ("none", 0)):
+        more = {"epochs": 4, "average": decay, "batch-size": 64}  # 4 steps an epoch
+        result = run("train", *arguments(task, tmp_path / name, **more))
+        assert result.returncode == 0, result.stderr
+        said.append([line for line in result.stdout.splitlines() if line.startswith("epoch")])
+    assert len(set(said[1])) > 1
+    assert said[0] == said[1]
+
+
+def test_the_best_epoch_is_one_whose_gates_are_set(task, tmp_path):
+    """What scores best before is another model, that leaves nothing out yet."""
+    more = {"use": "tokens", "keep": "best", "token-cost": 5, "lr": 0}
+    result = run("train", *arguments(task, tmp_path / "out", **more))
+    assert result.returncode == 0, result.stderr
+    assert set(np.unique(weights(tmp_path / "out")[token_gates.NAME])) <= {0.0, 1.0}
+
+
 def test_keep_best_keeps_the_best_epoch(task, tmp_path):
     """The dev labels are the wrong way round: the more it learns, the lower it scores."""
     lines = (task / "dev.tsv").read_text().replace("\tyes", "\t-").replace("\tno", "\tyes")
@@ -302,6 +322,8 @@ def test_wrong_options_are_named(task, tmp_path, refused):
     one.write_text("text\tlabel\na\tx\nb\tx\n")
     new = tmp_path / "new.tsv"
     new.write_text("text\tlabel\na\tmaybe\n")
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("text\ttext_pair\tlabel\na\tb\tyes\n")
     for options, sentence in [
         ({"use": "tokenss"}, "--use 'tokenss' is unknown"),
         ({"use": "halting", "token-cost": 1}, "--token-cost needs --use tokens"),
@@ -323,6 +345,8 @@ def test_wrong_options_are_named(task, tmp_path, refused):
         ({"data": tmp_path / "nothing.tsv"}, "cannot be read"),
         ({"data": one}, "there is nothing to learn"),
         ({"dev": new}, "unknown label 'maybe'"),
+        ({"dev": pairs}, "one has pairs of texts, one has not"),
+        ({"tau": 0.1}, "--tau needs --use halting"),
     ]:
         refused(
             sentence, "train", *arguments(task, options.pop("out", tmp_path / "out"), **options)
@@ -407,6 +431,12 @@ def test_epochs_without_gain_count_once_all_is_settled():
     priced = prices(explore_share=0.3, guided=0.2)
     for use, first in (((), 0.0), (("halting",), 0.0), (("planning",), 0.3), (("tokens",), 0.9),
                        (("halting", "planning", "selection"), 0.3)):  # fmt: skip
+        assert are_settled(first, use, priced) == (first == 0)
+        assert are_settled(first + 0.01, use, priced)
+    policies = {"policy_only": True, "guided": 0.2, "freeze_gates": True}
+    for estimator, use, first in (("reinforce", ("selection",), 0.2), ("gumbel", ("selection",), 0),
+                                  ("gumbel", ("tokens",), 0)):  # fmt: skip
+        priced = prices(estimator=estimator, **policies)
         assert are_settled(first, use, priced) == (first == 0)
         assert are_settled(first + 0.01, use, priced)
 

@@ -83,7 +83,7 @@ def study(o, task: str, method: str, seed: int) -> None:
     start, _, curves, asked = EVERY[method]
     folder, out = Path(o.data) / task, place(o, task, method, seed)
     dev = folder / TASKS[task].dev
-    if not (out / "config.json").exists():
+    if (out / STATE).exists() or not (out / "config.json").exists():
         if start:
             study(o, task, start, seed)
         init = place(o, task, start, seed) if start else o.init

@@ -101,7 +101,8 @@ def main() -> None:
         for text, label in zip(texts, examples.labels, strict=True):
             rows.setdefault(changed(text, others, o.share, rng) if turn else text, label)
     lines = "".join(f"{text}\t{label}\n" for text, label in rows.items())
-    write_file(Path(o.out), f"text\tlabel\n{lines}".encode("utf-8", "replace"))
+    column = "score" if examples.metric == "pearson_spearman" else "label"
+    write_file(Path(o.out), f"text\t{column}\n{lines}".encode("utf-8", "replace"))
     print(f"{o.out}: {len(rows)} rows, of which {len(set(texts))} are texts of {o.data}")
 
 

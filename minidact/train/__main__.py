@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shlex
 import sys
 import time
@@ -30,14 +29,13 @@ from ..errors import InputError, run_command
 from ..mechanisms import MECHANISMS, exits, token_gates
 from ..model import Model
 from ..network import Network
-from ..options import STATE, check_unused, comma_list, training_options
+from ..options import RECORD, STATE, check_unused, comma_list, is_log, training_options
 from ..signals import STOPS, noted
 from . import teach, told
 from .learn import DECIDED, are_settled, learn, prices_at
 from .start import Start, balanced, build, prices_of, read_examples, split
 
 AVERAGE_EVERY = 10  # steps between two turns of the moving average, which pass over all weights
-RECORD = re.compile(rb'\{"step": (\d+),.*\}\n')  # of the log, whole
 
 
 def main() -> None:
@@ -115,6 +113,10 @@ class Run:
         regression = self.config.problem_type == "regression"
         count = self.config.num_labels
         self.metric = metrics.choose(options.metric, train.metric, regression, count)
+        if (train.pairs is None) != (dev.pairs is None):
+            raise InputError(
+                f"{options.data} and {options.dev}: one has pairs of texts, one has not"
+            )
         most = min(options.max_length, self.config.max_position_embeddings)
         self.tokenizer.enable_truncation(most)
         self.sentences = data.encode(self.tokenizer, train.texts, train.pairs)
@@ -171,7 +173,7 @@ class Run:
         if self.done < self.total:
             self.save_state()
             return
-        if self.options.keep == "last":
+        if self.options.keep == "last" or self.best == -math.inf:  # no epoch had a score
             self.save_model()
         (out / STATE).unlink(missing_ok=True)
 
@@ -180,14 +182,16 @@ class Run:
         record, text, value = self.step(self.done), "", 0.0
         self.done += 1
         if self.done % self.per_epoch == 0:
-            text, value, self.layers = self.report()
-            if value > self.best:
-                self.without = 0
-            elif are_settled(self.done / self.total, self.use, self.prices):
-                self.without += 1
-            if value > self.best and self.options.keep == "best":
+            text, value, layers = self.report()
+            better = False
+            if are_settled(self.done / self.total, self.use, self.prices):
+                better = value > self.best
+                self.without = 0 if better else self.without + 1
+                self.best = max(self.best, value) if better else self.best
+            if better and self.options.keep == "best":
                 self.save_model()
-            self.best = max(self.best, value)
+            if better or self.best == -math.inf or self.options.keep == "last":
+                self.layers = layers
             if self.without >= self.options.early_stop > 0:
                 count = f"{self.without} epoch{'s' * (self.without > 1)}"
                 text += f"; no better for {count}, so this is the end"
@@ -258,8 +262,9 @@ class Run:
             log["undecided"] = token_gates.undecided(gates)
             if self.decided(step):
                 gates[:] = token_gates.decided(gates)
-        since = step % AVERAGE_EVERY + 1  # steps that the average has not seen
-        if self.average and (since == AVERAGE_EVERY or step + 1 == self.total):
+        turns = (AVERAGE_EVERY, self.per_epoch)  # an epoch's score is of all its steps
+        since = 1 + min(step % turn for turn in turns)  # steps that the average has not seen
+        if self.average and any((step + 1) % turn == 0 for turn in turns):
             optim.move_average(self.average, self.params, self.options.average**since)
             if gates is not None:  # the mean of a gate's way to 0 is neither 0 nor 1
                 self.average[token_gates.NAME][:] = gates
@@ -349,6 +354,8 @@ def open_log(path: str | None, done: int) -> Any:
     """The log, cut back to whole records of the steps that are done."""
     if path is None:
         return open(os.devnull, "w")
+    if not is_log(path):  # another file may have come there meanwhile
+        raise InputError(f"--log {path} is there, and is no log of a training")
     file = Path(path)
     try:
         lines = file.read_bytes().splitlines(keepends=True) if done else []

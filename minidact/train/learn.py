@@ -39,16 +39,18 @@ def are_settled(done: float, use: tuple[str, ...], prices: dict[str, Any]) -> bo
 
     Layers are explored, a guide is followed, token gates are between 0 and 1.
     """
-    first = {"planning": prices["planning"].explore_share, "tokens": DECIDED,
-             "selection": prices["selection"].guided}  # fmt: skip
+    first = {
+        "planning": prices["planning"].explore_share,
+        "tokens": 0.0 if prices["tokens"].freeze_gates else DECIDED,
+        "selection": prices["selection"].guided if has_guide(prices) else 0.0,
+    }
     return all(done > share for name, share in first.items() if name in use)
 
 
-def follows_guide(net: Network, prices: dict) -> bool:
-    """Is one of selection's samples a guide's choice?"""
+def has_guide(prices: dict[str, Any]) -> bool:
+    """Is one of selection's samples, at first, a guide's choice?"""
     select = prices["selection"]
-    guided = select.policy_only and select.estimator == "reinforce" and select.guided > 0
-    return guided and "selection" in net.config.mechanisms
+    return select.policy_only and select.estimator == "reinforce" and select.guided > 0
 
 
 def learn(
@@ -60,7 +62,7 @@ def learn(
     labels, prices, weights: see soft.soft_forward; rates: each parameter's learning rate. Raises
     InputError if the loss or the gradient is not finite; then nothing has changed.
     """
-    follow = prices is not None and follows_guide(net, prices)
+    follow = prices is not None and has_guide(prices) and "selection" in net.config.mechanisms
     scores = guide.scores(net, batch, labels) if follow else None
     _, terms, cache = soft.soft_forward(net, batch, labels, prices, scores, weights)
     grads = soft.soft_backward(cache)

@@ -20,7 +20,7 @@ from ..mechanisms import (
     together,
     token_gates,
 )
-from ..options import comma_list
+from ..options import check_in_use, comma_list
 
 HELD_OUT = 0.1  # of every class, where there is no --dev
 MANY = 10  # so many labels that are whole numbers may be classes
@@ -92,8 +92,9 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
         print(f"note: the {len(names)} labels look like numbers; --regression predicts numbers")
     if regression and options.class_weights != "none":
         raise InputError("--class-weights needs classes, and these are numbers")
-    same = same_labels(base, names, regression)
+    same, named = same_labels(base, names, regression), options.label_names is not None
     carried = chosen_mechanisms(options, base)
+    check_in_use(list(carried), set(options.given))
     try:
         check_together(carried)
     except InputError as error:
@@ -105,7 +106,7 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
         carried = {name: both[name] for name in MECHANISMS if name in both}
     config = replace(
         base,
-        id2label=base.id2label if same else names,
+        id2label=base.id2label if same and (regression or not named) else names,
         problem_type="regression" if regression else "single_label_classification",
         mechanisms=carried,
         summary=options.summary or base.summary,
@@ -122,7 +123,7 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
     tokenizer = checkpoint.read_tokenizer(path, config)
     rng = np.random.default_rng([options.seed, 0])
     fresh = network.init_params(config, rng, prices=prices_of(options))
-    kept = fitting(found, fresh)
+    kept = fitting(reordered(found, base, config.id2label) if same else found, fresh)
     new = [n for n in fresh if n not in kept or n.startswith(PREFIXES)]
     lacks = [n for n in fresh if n not in kept and not n.startswith(selection.PREFIX)]
     if options.policy_only and lacks:
@@ -159,15 +160,20 @@ def label_names(options: argparse.Namespace, train: data.Examples) -> tuple[str,
 
 
 def same_labels(base: Config, names: tuple[str, ...], regression: bool) -> bool:
-    """Are these the labels that the model's heads were trained for, whatever their order?
-
-    Hugging Face's names for labels without one, LABEL_0, LABEL_1, .., mean 0, 1, ..
-    """
+    """Are these the labels that the model's heads were trained for, whatever their order?"""
     if regression or base.problem_type == "regression":
         return regression and base.problem_type == "regression"
-    unnamed = base.id2label == tuple(f"LABEL_{i}" for i in range(base.num_labels))
-    theirs = map(str, range(base.num_labels)) if unnamed else base.id2label
-    return set(names) in (set(theirs), set(base.id2label))
+    return set(names) in (set(base.meanings()), set(base.id2label))
+
+
+def reordered(params: Mapping, base: Config, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The parameters with the rows of all that answers in the order of names, not of base's.
+
+    So 0, 1, .. mean in the model that is saved what --label-names says.
+    """
+    theirs = base.id2label if set(names) == set(base.id2label) else base.meanings()
+    order = [theirs.index(name) for name in names]
+    return {n: p[order] if checkpoint.CLASSIFIER in n else p for n, p in params.items()}
 
 
 def chosen_mechanisms(options: argparse.Namespace, base: Config) -> dict[str, Any]:
@@ -205,7 +211,7 @@ def what_is_kept(there: list, kept: dict, fresh: dict, base: Config, config: Con
             kinds["kept of --init" if keeps else "new" if wants else "dropped"].append(part)
     note = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
     heads = any(map(checkpoint.depends_on_labels, there))
-    if heads and set(config.id2label) != set(base.id2label):
+    if heads and config.id2label != base.id2label:
         theirs, ours = ", ".join(base.id2label), ", ".join(config.id2label)
         note += f"\nlabels: {visible(ours)} (--init's: {visible(theirs)})"
     return note
