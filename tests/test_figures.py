@@ -303,8 +303,9 @@ SENTENCES = {
         f"{kept('0.25', *OPINIONS)} and {kept('0.25', *GENTLY)} of that",
         f"On SST-2 it is {area('SST-2', 'dact-after', 'halting')} (2 epochs) and "
         f"{area('SST-2', 'dact', 'halting')} (1 epoch)",
-        f"On MRPC it brought next to nothing: {area('MRPC', 'dact-after', 'halting')} after "
-        f"fine-tuning, {area('MRPC', 'dact', 'halting')} at once",
+        f"On MRPC it brought next to nothing ({area('MRPC', 'dact-after', 'halting')} after "
+        f"fine-tuning, {area('MRPC', 'dact', 'halting')} at once), and on IMDB nothing "
+        f"({area('IMDB', 'dact-after', 'halting')} and {area('IMDB', 'dact', 'halting')})",
         "On MRPC the policies' network is nearly as good at a quarter of the work as in full "
         f"({kept('0.25', *SELECTED)}), but its full score is {full(*SELECTED)}, where the plain "
         f"one's is {full('MRPC', 'plain', 'full')}. A policy alone varies with its seed: "
