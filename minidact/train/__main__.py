@@ -183,11 +183,12 @@ class Run:
         self.done += 1
         if self.done % self.per_epoch == 0:
             text, value, layers = self.report()
-            better = False
-            if are_settled(self.done / self.total, self.use, self.prices):
-                better = value > self.best
-                self.without = 0 if better else self.without + 1
-                self.best = max(self.best, value) if better else self.best
+            settled = are_settled(self.done / self.total, self.use, self.prices)
+            better = settled and value > self.best
+            if better:
+                self.best, self.without = value, 0
+            elif settled:
+                self.without += 1
             if better and self.options.keep == "best":
                 self.save_model()
             if better or self.best == -math.inf or self.options.keep == "last":
