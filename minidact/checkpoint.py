@@ -55,17 +55,16 @@ def resolve(name: str | os.PathLike | None) -> Path:
     """
     if name is not None and not isinstance(name, str | os.PathLike):
         raise InputError(f"a model is named by a str or a path, not by {name!r}")
-    shipped = sorted(p.parent for p in builtin_weights().glob("*/config.json"))
+    shipped = {p.parent.name: p.parent for p in builtin_weights().glob("*/config.json")}
     if name is None:
-        if builtin_weights() / DEFAULT not in shipped:
+        if DEFAULT not in shipped:
             raise InputError(f"no model was named, and {builtin_weights()} lacks {DEFAULT}")
-        return builtin_weights() / DEFAULT
+        return shipped[DEFAULT]
     path = Path(name)
     if os.path.isdir(path):  # not path.is_dir(), which raises where a name is too long
         return path
-    for directory in shipped:
-        if directory.name == str(name):
-            return directory
+    if str(name) in shipped:
+        return shipped[str(name)]
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) and not os.path.exists(path.parent):
         return _fetch(str(name))
     raise InputError(f"no model directory {str(name)!r}, and that is not a hub id (owner/name)")

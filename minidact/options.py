@@ -244,18 +244,19 @@ def check_log(options: argparse.Namespace) -> None:
         )
     if os.path.exists(log) and not os.path.isfile(log):
         raise InputError(f"--log {options.log} is not a regular file")
-    if not is_log(log):
-        raise InputError(f"--log {options.log} is there, and is no log of a training")
+    check_is_log(options.log)
     write_file(Path(log), b"", rehearse=True)
 
 
-def is_log(path: str) -> bool:
-    """Does a file hold what a training logs, or nothing, or is it not there?"""
+def check_is_log(path: str) -> None:
+    """Raises InputError for a file that is there, and holds other things than a training logs."""
+    wrong = f"--log {path} is there, and is no log of a training"
     try:
         with open(path, "rb") as file:
             line = file.readline(1_000_000)
-        return not line or RECORD.fullmatch(line) is not None
     except FileNotFoundError:
-        return True
+        return
     except OSError:
-        return False
+        raise InputError(wrong) from None
+    if line and not RECORD.fullmatch(line):
+        raise InputError(wrong)

@@ -156,8 +156,7 @@ def _jsonl(file: Path, begin: Place) -> Found:
 
 def _tsv(file: Path, begin: Place) -> Found:
     def records(lines: Lines) -> Records:
-        for place, line in lines:
-            yield place, line if line is None else line.split("\t") if line else []
+        return ((p, line if line is None else line.split("\t")) for p, line in lines if line != "")
 
     return _table(records, file, begin)
 
@@ -185,19 +184,19 @@ def _csv_records(lines: Lines) -> Records:
             return
         except csv.Error as error:
             record = str(error)
-        yield first or BEGIN, None if "\udcff" in "".join(record) else record
+        if record:  # else the line is blank
+            yield first or BEGIN, None if "\udcff" in "".join(record) else record
 
 
 def _table(records: Callable[[Lines], Records], file: Path, begin: Place) -> Found:
-    """Rows under a header, which is read first wherever the rows begin."""
-    found = ((p, r) for p, r in records(_lines(file, BEGIN)) if r != [])
-    top, header = next(found, (BEGIN, []))
+    """Rows under a header, which is read first wherever the rows begin. records: no blank lines."""
+    top, header = next(records(_lines(file, BEGIN)), (BEGIN, []))
     if header is None or isinstance(header, str):
         raise BadHeader(f"its header: {header or NOT_UTF8}")
     if len(set(header)) < len(header):
         raise BadHeader("its header names a column twice")
     for place, record in records(_lines(file, begin)):
-        if place <= top or record == []:
+        if place <= top:
             continue
         if record is None or isinstance(record, str):
             yield place, record or NOT_UTF8

@@ -29,7 +29,7 @@ from ..errors import InputError, run_command
 from ..mechanisms import MECHANISMS, exits, token_gates
 from ..model import Model
 from ..network import Network
-from ..options import RECORD, STATE, check_unused, comma_list, is_log, training_options
+from ..options import RECORD, STATE, check_is_log, check_unused, comma_list, training_options
 from ..signals import STOPS, noted
 from . import teach, told
 from .learn import DECIDED, are_settled, learn, prices_at
@@ -179,7 +179,7 @@ class Run:
 
     def turn(self, bar: Any, log: Any) -> None:
         """One step, and what falls due after it: an epoch's report, a checkpoint, the output."""
-        record, text, value = self.step(self.done), "", 0.0
+        record, text = self.step(self.done), ""
         self.done += 1
         if self.done % self.per_epoch == 0:
             text, value, layers = self.report()
@@ -355,8 +355,7 @@ def open_log(path: str | None, done: int) -> Any:
     """The log, cut back to whole records of the steps that are done."""
     if path is None:
         return open(os.devnull, "w")
-    if not is_log(path):  # another file may have come there meanwhile
-        raise InputError(f"--log {path} is there, and is no log of a training")
+    check_is_log(path)  # another file may have come there meanwhile
     file = Path(path)
     try:
         lines = file.read_bytes().splitlines(keepends=True) if done else []

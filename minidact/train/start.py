@@ -92,9 +92,9 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
         print(f"note: the {len(names)} labels look like numbers; --regression predicts numbers")
     if regression and options.class_weights != "none":
         raise InputError("--class-weights needs classes, and these are numbers")
-    same, named = same_labels(base, names, regression), options.label_names is not None
+    same = same_labels(base, names, regression)
+    names = base.id2label if same and (regression or options.label_names is None) else names
     carried = chosen_mechanisms(options, base)
-    check_in_use(list(carried), set(options.given))
     try:
         check_together(carried)
     except InputError as error:
@@ -106,7 +106,7 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
         carried = {name: both[name] for name in MECHANISMS if name in both}
     config = replace(
         base,
-        id2label=base.id2label if same and (regression or not named) else names,
+        id2label=names,
         problem_type="regression" if regression else "single_label_classification",
         mechanisms=carried,
         summary=options.summary or base.summary,
@@ -123,7 +123,7 @@ def build(options: argparse.Namespace, train: data.Examples) -> Start:
     tokenizer = checkpoint.read_tokenizer(path, config)
     rng = np.random.default_rng([options.seed, 0])
     fresh = network.init_params(config, rng, prices=prices_of(options))
-    kept = fitting(reordered(found, base, config.id2label) if same else found, fresh)
+    kept = fitting(reordered(found, base, names) if same else found, fresh)
     new = [n for n in fresh if n not in kept or n.startswith(PREFIXES)]
     lacks = [n for n in fresh if n not in kept and not n.startswith(selection.PREFIX)]
     if options.policy_only and lacks:
@@ -188,6 +188,7 @@ def chosen_mechanisms(options: argparse.Namespace, base: Config) -> dict[str, An
     halting = shapes.get("halting", exits.Halting(trained=options.trained or "dact"))
     if halting.trained != "dact" and set(shapes) != {"halting"}:
         raise InputError(f"--heads {halting.trained} needs --use halting, and no gates beside")
+    check_in_use(list(shapes), set(options.given))  # of --use, or of what --init has
     return shapes
 
 
