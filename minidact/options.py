@@ -130,7 +130,7 @@ PLAIN = {
     "dropout": Knob(None, "of the training (default: as --init has it)", 0, 0.99),
     "average": Knob(
         0.0, "score and save a moving average of the weights that decays so much a step: 0.999 is "
-        "some 1000 steps", 0, 1,
+        "some 1000 steps", 0, 0.99999,
     ),
     "seed": Knob(0, "seed of all that is drawn", 0, 2**63),
     "no_shuffle": Knob(False, "take the examples as they come"),

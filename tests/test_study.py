@@ -65,6 +65,8 @@ def test_it_trains_sweeps_and_compares(options):
         (["--tasks", "WNLI"], "--tasks 'WNLI' is unknown; there are: SST-2"),
         (["--methods", "magic"], "--methods 'magic' is unknown"),
         (["--seeds", "one"], "it must be numbers"),
+        (["--seeds", ""], "--seeds names none"),
+        (["--methods", ","], "--methods names none"),
         (["--tasks", "RTE", "--methods", "plain"], "the same study goes on from here"),
     ],
 )

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..config import Config
 from ..errors import InputError, run_command
-from ..files import make_directory
 from ..options import check_unused, comma_list
 
 
@@ -59,7 +58,6 @@ def main() -> None:
     if len(names) < 2:
         raise InputError(f"--models {o.models}: a mean takes two models or more, as in a,b")
     check_unused(o.out)
-    make_directory(o.out)
     checkpoint.save(o.out, *mean(names))
     print(f"saved {o.out}, the mean of {len(names)} models")
 
