@@ -29,9 +29,14 @@ def comma_list(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def choose(option: str, text: str | None, choices: Iterable[str]) -> list[str]:
-    """A comma list of choices; raises InputError for what is none of them."""
+def choose(option: str, text: str | None, choices: Iterable[str], none: bool = False) -> list[str]:
+    """A comma list of choices; raises InputError for what is none of them.
+
+    none: the list may be empty; otherwise that is an InputError as well.
+    """
     choices, names = tuple(choices), comma_list(text)
+    if not names and not none:
+        raise InputError(f"--{option} names none; there are: {', '.join(choices)}")
     for name in names:
         if name not in choices:
             raise InputError(f"--{option} {name!r} is unknown; there are: {', '.join(choices)}")
@@ -198,7 +203,7 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
     fill(options, SHAPES, usual=False)
     options.given = sorted(given)
     if options.use is not None:
-        check_in_use(choose("use", options.use, MECHANISMS), given)
+        check_in_use(choose("use", options.use, MECHANISMS, none=True), given)
     check_unused(options.out, ", or --resume")
     for name in ("data", "dev", "out", "log"):  # so that --resume works from any directory
         if getattr(options, name) is not None:

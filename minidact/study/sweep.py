@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..errors import InputError
 from ..mechanisms import MECHANISMS, together
 from ..mechanisms.exits import HEADS, RULES
 from ..mechanisms.record import Knob
@@ -25,15 +24,13 @@ def settings(config: Config, curves: str | None = None) -> list[Point]:
     """Returns every point to evaluate: (curve, keyword arguments for Model.knobs).
 
     curves: names of curves, separated by commas; None: all that the model has. Raises InputError
-    for a name that is none of them.
+    for a name that is none of them, and where there is no name.
     """
     points = list(_settings(config))
     if curves is None:
         return points
     known = dict.fromkeys(name for name, _ in points)
     wanted = choose("curves", curves, known)
-    if not wanted:
-        raise InputError(f"--curves names none; there are: {', '.join(known)}")
     return [point for point in points if point[0] in wanted]
 
 
