@@ -9,7 +9,8 @@ if sys.argv[:1] == ["-m"] and any(word.startswith("minidact.") for word in sys.o
     # and a setting that cannot be is said in a sentence
     from .errors import end_on_import
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's script starts `.. &`
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.excepthook = end_on_import
 
 __version__ = "0.4.0"

@@ -15,7 +15,7 @@ from typing import Any
 from .signals import interruptible
 
 # what a terminal obeys, and what turns the direction of writing: both can forge a line
-UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
@@ -46,9 +46,11 @@ def run_command(main: Callable[[], None]) -> None:
     """Runs a command's main() and ends in a sentence, never a traceback.
 
     An OSError here is of a stream: files of their own raise InputError. Ctrl-C ends it with exit
-    code 130. Before and after, it just ends the process: see __init__.py.
+    code 130, unless it is ignored. Before and after, it just ends the process: see __init__.py.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with interruptible():
             check_streams()

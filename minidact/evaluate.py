@@ -122,13 +122,15 @@ def main() -> None:
     if len(names) > 1:
         result["baseline"] = report.always(first["metric"], labels, names)
     told = f"{heading(first | result)}\n{sweep.table(result)}"
-    print(json.dumps(result) if options.json else told)
     if options.calibrate:
         config = checkpoint.read_config(Path(options.model))  # as it is by now
         config = dataclasses.replace(config, budgets=tuple(result["budgets"]))
         checkpoint.save_config(options.model, config)
-    if options.plot:
-        plot.save(plot.sweep(result), options.plot)
+    try:
+        if options.plot:
+            plot.save(plot.sweep(result), options.plot)
+    finally:  # a picture that fails costs no figures, and a reader who left no picture
+        print(json.dumps(result) if options.json else told)
 
 
 def once(options: argparse.Namespace, result: dict, examples, labels, model: Model) -> None:
@@ -236,15 +238,15 @@ def promise(options: argparse.Namespace) -> None:
         lambda choices: tqdm(choices, unit="setting", disable=None),
     )
     found |= {"loss": options.loss, "bits": stored_bits(model.bits), "weights": model.digest}
-    print(json.dumps(found) if options.json else certify.told(found))
-    if found["knobs"] is None and options.json:
-        print(certify.told(found), file=sys.stderr)
     if found["knobs"] is not None and is_stored(options):
         new = {key: found[key] for key in STORED["certificates"]}
         config = checkpoint.read_config(Path(options.model))  # as it is by now
         others = [c for c in config.certificates if any(c[key] != new[key] for key in SAME)]
         config = dataclasses.replace(config, certificates=(*others, new))
         checkpoint.save_config(options.model, config)
+    print(json.dumps(found) if options.json else certify.told(found))
+    if found["knobs"] is None and options.json:
+        print(certify.told(found), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Writing files so that nothing is lost: whole or not at all, and no two processes at once."""
 
+import errno
 import os
 import secrets
 import shutil
@@ -20,6 +21,8 @@ except ImportError:  # on Windows
 
 def make_directory(name: str | os.PathLike[str]) -> Path:
     """mkdir -p, with a clear sentence where that cannot be. Returns the directory."""
+    if name == "":  # Path("") would be the directory that we are in
+        raise InputError("'' cannot be made a directory: it is no name")
     try:
         path = Path(name)
         path.mkdir(parents=True, exist_ok=True)
@@ -49,6 +52,8 @@ def written(path: Path, rehearse: bool = False) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if path.is_dir():  # seen in a rehearsal, too
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists():  # who may read it stays as it was
             shutil.copymode(path, aside)
         if not rehearse:

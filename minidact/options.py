@@ -204,6 +204,8 @@ def training_options(arguments: list[str] | None = None) -> argparse.Namespace:
     options.given = sorted(given)
     if options.use is not None:
         check_in_use(choose("use", options.use, MECHANISMS, none=True), given)
+    if options.teacher is not None and not comma_list(options.teacher):
+        raise InputError("--teacher names none")
     check_unused(options.out, ", or --resume")
     for name in ("data", "dev", "out", "log"):  # so that --resume works from any directory
         if getattr(options, name) is not None:
@@ -224,7 +226,9 @@ def check_in_use(use: list[str], given: set[str]) -> None:
 
 
 def check_unused(out: str, else_: str = "") -> None:
-    """Raises InputError if --out holds a model or a training already; else_: what else to do."""
+    """Raises InputError if --out is "", or holds a model or a training; else_: what else to do."""
+    if not out:
+        raise InputError("--out names none")
     for name in ("config.json", STATE):
         if os.path.exists(os.path.join(out, name)):
             raise InputError(f"{out} holds a model already ({name}); choose another --out{else_}")

@@ -47,9 +47,11 @@ def later(number: int) -> Iterator[None]:
 def ending() -> Iterator[None]:
     """While the block lasts Ctrl-C just ends the process: for where it has nothing to lose yet.
 
-    Numba swallows KeyboardInterrupt in places while it compiles.
+    Where it is ignored it stays so. Numba swallows KeyboardInterrupt in places while it compiles.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:

@@ -177,6 +177,8 @@ def test_a_sweep_sees_first_that_its_place_cannot_be_written(tmp_path, refused, 
     what = ["evaluate", "--data", REVIEWS, "--sweep"]
     refused("x.foo: the name must end in one of .", *what, "--plot", tmp_path / "x.foo")
     refused("could not be written", *what, "--plot", tmp_path / "nowhere" / "x.png")
+    (tmp_path / "x.npz").mkdir()
+    refused("x.npz could not be written: Is a directory", *what, "--texts", tmp_path / "x.npz")
     shipped, there = ROOT / "weights" / "sst2-minilm-l6", tmp_path / "model"
     shutil.copytree(shipped, there)
     no_space = OSError(errno.ENOSPC, "No space left on device")

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from training import arguments
 
 from minidact import Model
 from minidact.mechanisms.exits import HEADS, RULES
+from minidact.study import explore
 
 REVIEWS = ROOT / "tutorials" / "data" / "reviews.tsv"
 BROWSER = next(
@@ -79,6 +81,15 @@ def test_it_shows_what_evaluate_measures(page):
         assert sum(exits) == len(texts)
         if "gates=0" in moved:
             assert exits == np.bincount(layers, minlength=7)[1:].tolist(), moved
+
+
+def test_in_full_is_float32(monkeypatch):
+    exact, seen = Mock(), []
+    exact.run.side_effect = lambda texts, _: Mock(probs=np.eye(3)[texts])
+    monkeypatch.setattr(explore, "in_float32", lambda model: seen.append(model) or exact)
+    assert explore.in_full("in eight bits", [2, 0, 1], batch_size=2) == [2, 0, 1]
+    assert seen == ["in eight bits"]
+    exact.knobs.assert_called_with(())  # nothing is left out
 
 
 @in_a_browser

@@ -45,6 +45,16 @@ def test_checker_takes_each_gradient_for_its_own_argument(rng):
         check_op(forward, lambda v, n: (n * v, 2 * v), args, rng, ["b"])
 
 
+def test_checker_sees_that_any_argument_was_written_to(rng):
+    def forward(x, labels):
+        labels[0] = 7
+        return 2 * x, None
+
+    args = {"x": rng.standard_normal(4), "labels": np.arange(4)}
+    with pytest.raises(AssertionError, match="changed labels"):
+        check_op(forward, lambda v, _: 2 * v, args, rng)
+
+
 def test_checker_sees_what_a_cotangent_of_ones_cannot(rng):
     x = rng.standard_normal((4, 5))
     wrong = np.zeros_like  # the gradient of sum(softmax(x)) is indeed zero ...

@@ -70,13 +70,15 @@ def test_no_file_is_replaced(there, tmp_path):
         (["--certify", 500], "there are 2 whole sentences; 500 + 0 were to be held out"),
         (["--certify", -1], "must be 0 or more"),
         (["--data", "blank.tsv"], "the first line must be the header"),
+        (["--data", "pairs.tsv"], "has two texts in a row"),
         (["--data", "README.md"], "README.md: the name must end in .tsv"),
     ],
 )
 def test_what_cannot_be_held_out(options, sentence, tmp_path):
     (tmp_path / "a.tsv").write_text("text\tlabel\ngood\t1\nbad\t0\n")
-    (tmp_path / "blank.tsv").write_text("\ntext\tlabel\ngood\t1\nbad\t0\n")
-    options = [tmp_path / "blank.tsv" if o == "blank.tsv" else o for o in options]
+    (tmp_path / "blank.tsv").write_bytes(b"\r\ntext\tlabel\r\ngood\t1\r\nbad\t0\r\n")
+    (tmp_path / "pairs.tsv").write_text("text\ttext_pair\tlabel\ngood\tbad\t1\n")
+    options = [tmp_path / o if o in ("blank.tsv", "pairs.tsv") else o for o in options]
     usual = ["--data", tmp_path / "a.tsv", "--out", tmp_path / "out", "--choose", 0]
     result = run("study.holdout", *usual, *options)
     assert result.returncode == 2

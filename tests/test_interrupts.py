@@ -54,6 +54,22 @@ def test_from_python_it_is_a_keyboard_interrupt_and_the_model_answers_on(times):
     assert process.returncode == 0
 
 
+def test_where_it_is_ignored_it_stays_so():
+    """As in a script's `infer - &`: Ctrl-C is for what runs in front."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minidact.infer", "-", "--full", "--json", "--model", TINY],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    for text in ("good\n", "bad\n"):
+        process.stdin.write(32 * text)
+        process.stdin.flush()
+        process.send_signal(signal.SIGINT)
+        assert "label" in json.loads(process.stdout.readline())
+    process.communicate()
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("command", ["infer", "evaluate"])
 def test_a_command_ends_without_a_traceback(command, times, tmp_path):

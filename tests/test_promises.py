@@ -64,6 +64,21 @@ def test_streams_that_cannot_be_used(command, sentence):
     assert "Traceback" not in result.stderr
 
 
+def test_a_sweep_whose_figures_nobody_takes_stores_and_draws_first(tmp_path):
+    pytest.importorskip("matplotlib")
+    there = shutil.copytree(ROOT / "weights" / "sst2-minilm-l6", tmp_path / "model")
+    told = json.loads((there / "config.json").read_text())
+    told["minidact"]["budgets"] = []
+    (there / "config.json").write_text(json.dumps(told))
+    files = f"--data tests/fixtures/reviews.tsv --model {there} --plot {tmp_path / 'x.png'}"
+    evaluate = f"{sys.executable} -m minidact.evaluate --sweep --curves halting --calibrate {files}"
+    result = shell(f"{evaluate} > /dev/full")
+    assert result.returncode == 2
+    assert "input or output failed: No space left on device" in result.stderr
+    assert json.loads((there / "config.json").read_text())["minidact"]["budgets"]
+    assert (tmp_path / "x.png").exists()
+
+
 def test_without_stderr_it_answers_all_the_same():
     result = shell(f"{INFER} good 2>&-")
     assert result.returncode == 0

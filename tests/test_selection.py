@@ -511,6 +511,8 @@ def test_every_command_knows_it(trained, task):
          "selection and tokens exclude each other"),
         (["train", *arguments(task, model.parent / "no", use="", teacher="sst2-minilm-l6")],
          "--teacher sst2-minilm-l6 answers negative, positive; what is trained answers no, yes"),
+        (["train", *arguments(task, model.parent / "no", use="", teacher=",")],
+         "--teacher names none"),
     ):  # fmt: skip
         result = run(*options)
         assert (result.returncode, "Traceback" in result.stderr) == (2, False)

@@ -9,6 +9,7 @@ import sys
 from html.parser import HTMLParser
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from conftest import FIXTURES, TINY, run
 from hypothesis import given
@@ -193,6 +194,8 @@ def test_a_picture_that_another_program_cannot_draw(tmp_path, monkeypatch):
 def test_running_mean():
     values = plot.running_mean([1.0, 3.0, 5.0, 7.0], 2)
     assert values.tolist() == [1.0, 2.0, 4.0, 6.0]
+    values = plot.running_mean([np.nan, 1.0, np.nan, np.nan, 3.0, 5.0], 2)
+    np.testing.assert_array_equal(values, [np.nan, 1.0, 1.0, np.nan, 3.0, 4.0])
 
 
 def test_only_the_first_settled_layer_says_so():

@@ -52,6 +52,8 @@ def test_what_has_no_mean(tmp_path, rng):
         assert result.returncode == 2
         assert sentence in result.stderr
         assert not (tmp_path / "out").exists()
+    result = run("study.soup", "--models", f"{TINY},{TINY}", "--out", "")
+    assert (result.returncode, result.stderr) == (2, "error: --out names none\n")
     before = (words / WEIGHTS).read_bytes()
     result = run("study.soup", "--models", f"{TINY},{TINY}", "--out", words)
     assert result.returncode == 2

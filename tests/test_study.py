@@ -1,6 +1,7 @@
 """The study: trains, sweeps, does nothing twice, and says how sure its comparisons are."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from conftest import TINY, run, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidact import metrics
+from minidact import InputError, metrics
 from minidact.study import bootstrap, compare, methods, sweep
+from minidact.study.__main__ import remember
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,7 @@ def test_it_trains_sweeps_and_compares(options):
         (["--seeds", "one"], "it must be numbers"),
         (["--seeds", ""], "--seeds names none"),
         (["--methods", ","], "--methods names none"),
+        (["--methods", "small-2"], "--methods needs plain"),
         (["--tasks", "RTE", "--methods", "plain"], "the same study goes on from here"),
     ],
 )
@@ -75,6 +78,24 @@ def test_what_cannot_work(options, more, sentence):
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_study_is_of_one_backbone_and_data(tmp_path):
+    given = {"out": tmp_path / "out", "data": tmp_path / "data", "init": str(TINY)}
+    remember(SimpleNamespace(**given))
+    remember(SimpleNamespace(**given))
+    for name, other in (("data", tmp_path / "others"), ("init", "a/hub-id")):
+        with pytest.raises(InputError, match=f"holds a study with --{name} .*; choose another"):
+            remember(SimpleNamespace(**given | {name: other}))
+
+
+@pytest.mark.parametrize("name", [compare.SWEEP, compare.TEXTS, compare.TIMES])
+def test_what_is_damaged_can_be_made_anew(name, tmp_path):
+    (tmp_path / compare.SWEEP).write_text('{"points": []}')
+    np.savez(tmp_path / compare.TEXTS, labels=np.zeros(2))
+    (tmp_path / name).write_bytes(b'[{"curve"')
+    with pytest.raises(InputError, match=f"{name} cannot be read .*: delete it"):
+        compare.found_in(tmp_path)
 
 
 # ---------------------------------------------------------------------------- the bootstrap
@@ -193,12 +214,20 @@ def test_rows_compare_a_mechanism_with_the_best_of_the_others(rng):
     assert first[0] == [0.17, pytest.approx(found["dact"][0]["halting"].curve.classes[0].mean())]
 
 
-def test_a_table_tells_times_beside_scores():
+def test_methods_are_compared_on_the_same_texts(rng):
+    ours, other = (a_find(rng, [0.9] * 3, [0.17, 0.3, 0.5]) for _ in range(2))
+    other.curve.labels[0] = 0
+    found = {"dact": {0: {"halting": ours}}, "pabee": {0: {"patience": other}}}
+    with pytest.raises(InputError, match="pabee was scored on other texts"):
+        compare.rows("TREC", methods.TASKS["TREC"], found)
+
+
+def test_a_table_tells_times_and_the_work_that_was_timed():
     row = {"task": "TREC", "method": "dact", "curve": "halting", "epochs": 3, "seeds": [0],
            "full": [0.9], "area": 0.8, "spread": None, "kept": {"0.25": 0.9, "0.5": None},
-           "times": [{"cost": 0.25, "batch_size": 1, "time_fraction": 0.311},
-                     {"cost": 0.25, "batch_size": 32, "time_fraction": 0.27}]}  # fmt: skip
-    cells = ["dact, halting", "3", "1", "90.0", "80.0", "90.0%", "31%, 27%", "", "", ""]
+           "times": [{"cost": 0.25, "batch_size": n, "macs_fraction": 0.238, "time_fraction": share}
+                     for n, share in ((1, 0.311), (32, 0.27))]}  # fmt: skip
+    cells = ["dact, halting", "3", "1", "90.0", "80.0", "90.0%", "24%: 31%, 27%", "", "", ""]
     assert compare.cells(row) == cells
     head, _, line = compare.table([row]).splitlines()
     assert head.count("|") == line.count("|") == 11

@@ -18,7 +18,7 @@ from ..errors import InputError, run_command
 from ..fast import jit
 from ..fast.threads import kind_of_threads, use
 from ..model import Model
-from ..options import comma_list
+from ..options import choose
 from . import cases
 from .contenders import CONTENDERS, needs
 from .limits import limits
@@ -54,10 +54,8 @@ def main() -> None:
         if not least <= getattr(options, name) <= highest:
             value = getattr(options, name)
             raise InputError(f"--{name} is {value}; it must be {least} to {highest}")
-    names = installed() if options.only is None else comma_list(options.only)
+    names = installed() if options.only is None else choose("only", options.only, CONTENDERS)
     for name in names:
-        if name not in CONTENDERS:
-            raise InputError(f"no contender {name!r}; there are: {', '.join(CONTENDERS)}")
         if name not in installed():
             raise InputError(f'{name} is not installed; try: pip install "minidact[bench]"')
     use(options.threads)

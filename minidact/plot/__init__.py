@@ -103,7 +103,7 @@ def training(records: list[dict]):
     """
     import matplotlib.pyplot as plt
 
-    names = [name for name in records[0] if name not in NOT_TERMS]
+    names = [*dict.fromkeys(key for record in records for key in record if key not in NOT_TERMS)]
     panels = [["loss"], names] if names else [["loss"]]
     figure, axes = plt.subplots(
         len(panels), figsize=(8, 3 * len(panels)), sharex=True, squeeze=False, layout="constrained"
@@ -123,8 +123,17 @@ def training(records: list[dict]):
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Returns for each of the values (N,) the mean of it and of up to window - 1 values before."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
+    """Returns for each of the values (N,) the mean of it and of up to window - 1 values before.
+
+    Values that are no numbers are left out; where there is no other, the mean is NaN.
+    """
     end = np.arange(1, len(values) + 1)
     begin = np.maximum(end - window, 0)
-    return (total[end] - total[begin]) / (end - begin)
+    there = np.isfinite(values)
+
+    def within(x):
+        total = np.concatenate([[0.0], np.cumsum(x)])
+        return total[end] - total[begin]
+
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return within(np.where(there, values, 0)) / within(there)

@@ -10,6 +10,7 @@ tables, with intervals over texts and seeds.
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, run_command
-from ..files import write_file
+from ..files import make_directory, write_file
 from ..options import STATE, choose, comma_list
 from . import compare
 from .bootstrap import COSTS
-from .methods import CHOICES, EVERY, METHODS, TASKS, training
+from .methods import CHOICES, EVERY, METHODS, SMALLER, TASKS, training
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,6 +49,8 @@ def main() -> None:
     o = parser().parse_args()
     tasks = choose("tasks", o.tasks, TASKS)
     methods = choose("methods", o.methods, EVERY)
+    if "plain" not in methods and any(name.split("-")[0] in SMALLER for name in methods):
+        raise InputError("smaller networks' costs are shares of plain's: --methods needs plain")
     try:
         seeds = [int(seed) for seed in comma_list(o.seeds)]
     except ValueError:
@@ -57,6 +60,7 @@ def main() -> None:
     if not seeds:
         raise InputError("--seeds names none")
     if not o.finished:
+        remember(o)
         for seed in seeds:
             for task in tasks:
                 for method in methods:
@@ -70,7 +74,28 @@ def main() -> None:
                 if compare.is_finished(out):
                     found.setdefault(method, {})[seed] = compare.found_in(out)
         rows += compare.rows(task, TASKS[task], found)
+    if not rows:
+        print(f"nothing of this is finished in {o.out}", file=sys.stderr)
     print(json.dumps(rows, indent=1) if o.json else compare.table(rows))
+
+
+def remember(o) -> None:
+    """Notes what a study in --out is of; raises InputError if another one is there."""
+    path = make_directory(o.out) / "study.json"
+    given = {"data": os.path.abspath(o.data)}
+    given["init"] = os.path.abspath(o.init) if os.path.exists(o.init) else o.init
+    try:
+        before = json.loads(path.read_text())
+    except FileNotFoundError:
+        write_file(path, json.dumps(given).encode())
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    for name, value in given.items():
+        if before.get(name) != value:
+            raise InputError(
+                f"{o.out} holds a study with --{name} {before.get(name)}; choose another --out"
+            )
 
 
 def place(o, task: str, method: str, seed: int) -> Path:

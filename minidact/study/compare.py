@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
+from ..errors import InputError
 from ..mechanisms import MECHANISMS
 from . import bootstrap
 from .bootstrap import COSTS, Curve, Summary
@@ -32,12 +34,23 @@ def is_finished(out: Path) -> bool:
 
 
 def found_in(out: Path) -> dict[str, Found]:
-    """{curve: what is there}; without a sweep, of a plain network, the curve is "full"."""
-    result = json.loads((out / SWEEP).read_text())
-    points = result.get("points", [result])
-    with np.load(out / TEXTS) as file:
-        texts = {name: file[name] for name in file.files}
-    times = json.loads((out / TIMES).read_text()) if (out / TIMES).exists() else []
+    """{curve: what is there}; without a sweep, of a plain network, the curve is "full".
+
+    Raises InputError for a damaged file.
+    """
+    name = SWEEP
+    try:
+        result = json.loads((out / name).read_text())
+        points = result.get("points", [result])
+        name = TIMES
+        times = json.loads((out / name).read_text()) if (out / name).exists() else []
+        name = TEXTS
+        with np.load(out / name) as file:
+            texts = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InputError(
+            f"{out / name} cannot be read ({error}): delete it, and the study makes it anew"
+        ) from None
     named: dict[str, list[int]] = {}
     for i, point in enumerate(points):
         named.setdefault(point.get("curve", "full"), []).append(i)
@@ -90,6 +103,9 @@ def rows(task: str, about: Task, found: dict[str, dict[int, dict[str, Found]]]) 
     if not named:
         return [plain_row(task, about, found["plain"])] if "plain" in found else []
     first = next(iter(next(iter(named.values())).values()))
+    for (method, _), seeds in named.items():
+        if any(not np.array_equal(f.curve.labels, first.curve.labels) for f in seeds.values()):
+            raise InputError(f"{task}: {method} was scored on other texts than the methods before")
     counts = bootstrap.draws(len(first.curve.labels))
     lowest = 1 / first.num_layers
     sums = {
@@ -151,12 +167,13 @@ def best_related(sums: dict[Name, dict[int, Summary]], seeds: Iterable[int]) -> 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown, a table for each task; scores times 100, intervals of 95 %.
 
-    Beside a share of the score that is kept stands the share of the time that it takes, for one
-    text at a time and in batches of 32.
+    What is kept is read off the mean of the seeds' curves. What is timed is the best setting of
+    one seed within that cost: first the share of the multiply-adds that it spends, which may be
+    much less, then the share of the time, for one text at a time and in batches of 32.
     """
     lines = []
     for task in dict.fromkeys(r["task"] for r in rows):
-        kept = " | ".join(f"kept at {cost:.0%} | time" for cost in COSTS)
+        kept = " | ".join(f"kept at {cost:.0%} | work: time" for cost in COSTS)
         lines += [
             f"| {task} | epochs | seeds | full | low half | {kept} | against the best other |"
         ]
@@ -174,8 +191,10 @@ def cells(r: dict) -> list[str]:
     spread = "" if r["spread"] is None else f" ± {100 * r['spread']:.1f}"
     kept = []
     for cost, share in zip(COSTS, r["kept"].values(), strict=True):
-        times = [f"{t['time_fraction']:.0%}" for t in r["times"] if t["cost"] == cost]
-        kept += ["" if share is None else f"{share:.1%}", ", ".join(times)]
+        timed = [t for t in r["times"] if t["cost"] == cost]
+        times = ", ".join(f"{t['time_fraction']:.0%}" for t in timed)
+        spent = f"{timed[0]['macs_fraction']:.0%}: " if timed else ""
+        kept += ["" if share is None else f"{share:.1%}", spent + times]
     against = ""
     if "against" in r:
         low, high = 100 * r["low"], 100 * r["high"]

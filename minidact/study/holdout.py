@@ -87,8 +87,12 @@ def main() -> None:
         if (Path(o.out) / name).exists():
             raise InputError(f"{Path(o.out) / name} is there already; choose another --out")
     examples = read_examples(o.data)
+    if examples.pairs:
+        raise InputError(
+            f"{o.data} has two texts in a row, and sentences are held out of single ones"
+        )
     lines = Path(o.data).read_bytes().split(b"\n")  # as read_examples counts them
-    if not lines[0] or examples.lines[0] == 1:
+    if not lines[0].strip() or examples.lines[0] == 1:
         raise InputError(f"{o.data}: the first line must be the header")
     texts = [" ".join(text.split()) for text in examples.texts]
     parts = split(texts, o.certify, o.choose, o.seed)

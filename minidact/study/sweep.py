@@ -122,9 +122,10 @@ def area(points: list[tuple[float, float]], low: float, high: float = LOW_HALF) 
 def best_so_far(points: list[tuple[float, float]]) -> np.ndarray:
     """Returns the curve through (cost, value) points, costs and values (2, corners).
 
-    It has the best value that each cost can buy. That is the best point so far, or a mixture of two
-    points (some sentences with one setting, some with the other). Below the cheapest point the
-    value falls to 0 in proportion to the cost.
+    It goes through the points that are better than all cheaper ones. Between two of them it is
+    straight, a mixture: some sentences with one setting, some with the other. A mixture that leaves
+    out points between may be better still. Below the cheapest point the value falls to 0 in
+    proportion to the cost.
     """
     best, curve = -np.inf, [(0.0, 0.0)]
     for cost, value in sorted(points):
