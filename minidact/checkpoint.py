@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from . import bert, network
 from .config import Config
+from .data import of_rust
 from .errors import InputError, known
 from .files import make_directory, write_file
 from .mechanisms import MECHANISMS
@@ -258,7 +259,7 @@ def _hint(missing: list[str]) -> str:
 
 def read_tokenizer(path: Path, config: Config) -> Tokenizer:
     """tokenizer.json, or a WordPiece tokenizer from vocab.txt; cuts texts to the model's limit."""
-    try:
+    with of_rust(f"the tokenizer in {path} cannot be read"):
         if (path / "tokenizer.json").exists():
             tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         elif (path / "vocab.txt").exists():
@@ -267,11 +268,8 @@ def read_tokenizer(path: Path, config: Config) -> Tokenizer:
             raise InputError(f"{path} has neither tokenizer.json nor vocab.txt")
         tokenizer.no_padding()
         tokenizer.enable_truncation(config.max_position_embeddings)
-    except InputError:
-        raise
-    except Exception as error:  # the Rust side raises bare Exception
-        raise InputError(f"the tokenizer in {path} cannot be read: {error}") from None
-    if not tokenizer.encode("").ids:
+        added = tokenizer.encode("").ids and tokenizer.encode("", "").ids
+    if not added:
         raise InputError(f"the tokenizer in {path} adds no [CLS] and [SEP] to a text")
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= config.vocab_size:

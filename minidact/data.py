@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -278,14 +279,12 @@ def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
     cut = [max(map(len, row)) > characters for row in zip(*columns, strict=True)]
     columns = [[_clean(text[:characters]) for text in column] for column in columns]
     inputs = columns[0] if pairs is None else list(zip(*columns, strict=True))
-    try:
+    with of_rust("the model's tokenizer fails on a text"):
         if len(inputs) == 1:  # encode_batch would wake a pool of threads
             one = inputs[0]
             encodings = [tokenizer.encode(*one) if pairs is not None else tokenizer.encode(one)]
         else:
             encodings = tokenizer.encode_batch(inputs)
-    except Exception as error:  # the Rust side raises bare Exception
-        raise InputError(f"the model's tokenizer fails on a text: {error}") from None
     longest = max((len(e.ids) for e in encodings), default=0)
     if longest > most:
         raise InputError(
@@ -296,6 +295,20 @@ def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
         Encoded(np.array(e.ids), np.array(e.type_ids), e.tokens, bool(e.overflowing) or short)
         for e, short in zip(encodings, cut, strict=True)
     ]
+
+
+@contextmanager
+def of_rust(what: str) -> Iterator[None]:
+    """Whatever the Rust side of a tokenizer raises is an InputError: what, and why.
+
+    It raises bare Exception, and where it panics what no "except Exception" catches.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what}: {error}") from None
 
 
 def _clean(text: str) -> str:

@@ -35,9 +35,9 @@ from .ragged import Batch
 class Answers(NamedTuple):
     """What the hard pass says of B sentences, T tokens, and what it spent.
 
-    The last three are halting's: NaN where a layer did not run, and in a model without halting. If
-    it stops by a rule that does not average, so_far is y_n, and the others, which say nothing then,
-    are NaN.
+    The last three are halting's: NaN where a layer did not run, and in a model without halting; a
+    margin is there also where planning left a layer out. If it stops by a rule that does not
+    average, so_far is y_n, and the others, which say nothing then, are NaN.
     """
 
     probs: np.ndarray  # (B, Y) probabilities; of a regression: the value (B, 1)

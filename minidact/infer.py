@@ -21,6 +21,7 @@ from .model import Model, Prediction
 from .options import add_model_options, how_to_answer
 from .show import terminal
 from .signals import ending
+from .tensors import unread
 
 PIECE = 2**16  # bytes of a line that are read at once
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are none
@@ -67,7 +68,7 @@ def is_compiled(bits: int | None) -> bool:
 def load_fast(slow: Model, how: dict[str, Any], bits: int | None) -> Model:
     """The same model with its kernels, compiled for answers such as those asked for."""
     with ending(), nothing_collected():
-        model = Model(slow.config, slow.params, slow.tokenizer, bits=bits)
+        model = Model(slow.config, unread(slow.params), slow.tokenizer, bits=bits)
         model("warm", **how)  # compiles, touches the weights
     if jit.is_on() and threads.are_slow():
         print(

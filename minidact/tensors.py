@@ -46,8 +46,9 @@ class Tensors(UserDict):
 
         It may be read only.
         """
-        kind, array = self.mapped[name]
-        return array if self.data[name] is None and kind in ("F16", "F32") else self[name]
+        if self.data[name] is None and self.mapped[name][0] in ("F16", "F32"):
+            return self.mapped[name][1]
+        return self[name]
 
     def __reduce__(self):
         """Pickled as the file has it, without what is not in it any more."""
@@ -57,10 +58,18 @@ class Tensors(UserDict):
     def __or__(self, other):
         return dict(self) | dict(other)
 
+    def __ror__(self, other):
+        return dict(other) | dict(self)
+
 
 def stored(params, name: str) -> np.ndarray:
     """Tensors.stored, or of a plain dict its array."""
     return params.stored(name) if isinstance(params, Tensors) else params[name]
+
+
+def unread(params):
+    """Tensors as if nobody had asked for any yet; anything else as it is."""
+    return Tensors(params.mapped) if isinstance(params, Tensors) else params
 
 
 def dtype_of(params) -> np.dtype:

@@ -39,6 +39,13 @@ def files(tmp_path_factory):
     return data
 
 
+@pytest.mark.parametrize("row", [b'1,"two\nlines \xff"', b'1,"two \xff\nlines"'])
+def test_a_bad_byte_between_quotes_costs_its_row_alone(row, tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"id,text\n" + row + b"\n2,good film\n3,the end\n")
+    found = [(r.place.line, r.error or r.text) for r in rows.read(tmp_path / "a.csv")]
+    assert found == [(2, "not valid UTF-8"), (4, "good film"), (5, "the end")]
+
+
 def answers(out):
     found = sorted(out.rglob("*.jsonl"))
     return [json.loads(line) for file in found for line in file.read_text().splitlines()]

@@ -352,3 +352,18 @@ def test_a_file_is_as_open_as_its_owner_wants(tmp_path):
     (tmp_path / "new").chmod(0o600)
     files.write_file(tmp_path / "new", b"again")
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+
+
+def test_tensors_are_a_dict_like_any_other():
+    halves = np.array([1, 2], np.float16)
+    params = tensors.Tensors({"a": ("F16", halves), "b": ("F16", halves)})
+    more = {"z": np.ones(1)} | params
+    assert list(more) == ["z", "a", "b"]
+    assert all(array.tolist() == [1, 2] for array in (more["a"], more["b"]))
+    params = tensors.Tensors({"a": ("F16", halves), "b": ("F16", halves)})
+    params["new"] = np.zeros(1, np.float32)
+    assert tensors.stored(params, "new") is params["new"]
+    assert tensors.stored(params, "a") is halves
+    assert params["a"].dtype == tensors.stored(params, "a").dtype == np.float32
+    assert tensors.stored(tensors.unread(params), "a") is halves
+    assert tensors.unread(plain := {"a": halves}) is plain

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import offsets_strategy, seeds
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from networks import random_batch, random_params, small_config
 
@@ -19,10 +19,10 @@ from minidact.mechanisms.planning import Planning
 from minidact.mechanisms.token_gates import TokenGates
 
 
-def both(rng, planner="steps", sees=True, ranks="relative", summary="mean", trunk=5):
+def both(rng, planner="steps", sees=True, ranks="relative", summary="mean", trunk=5, bins=4):
     config = small_config(
         layers=3, summary=summary, id2label=("a", "b", "c"), halting=Halting(trunk, sees),
-        planning=Planning(planner, 7), tokens=TokenGates(4, ranks),
+        planning=Planning(planner, 7), tokens=TokenGates(bins, ranks),
     )  # fmt: skip
     params = {name: p.astype(np.float32) for name, p in random_params(config, rng).items()}
     return Encoder(params, config), Reference(params, config), config
@@ -87,14 +87,15 @@ def test_margins(seed, rows, classes, left, bound):
 
 
 @given(
-    seeds, offsets_strategy(4, 12), st.sampled_from(["relative", "absolute"]),
-    st.sampled_from([0.3, 1.0, 1.7]),
+    seeds, offsets_strategy(4, 120), st.sampled_from(["relative", "absolute"]),
+    st.sampled_from([0.3, 0.4, 1.0, 1.6, 1.7]), st.sampled_from([4, 16]),
 )  # fmt: skip
-def test_rows_that_stay(seed, offsets, ranks, keep):
+@example(0, np.array([0, 13, 112]), "relative", 1.6, 16)  # ranks on the borders of bins
+def test_rows_that_stay(seed, offsets, ranks, keep, bins):
     """Level ones are ranked by their place in both."""
     rng = np.random.default_rng(seed)
-    fast, reference, _ = both(rng, ranks=ranks)
-    fast.params[token_gates.NAME][:] = rng.random((2, 4)).round()
+    fast, reference, _ = both(rng, ranks=ranks, bins=bins)
+    fast.params[token_gates.NAME][:] = np.arange(2 * bins).reshape(2, bins) % 2
     received = rng.integers(0, 5, offsets[-1]).astype(np.float32)
     run = rng.random(len(offsets) - 1) < 0.7
     for layer in (1, 2):

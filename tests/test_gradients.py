@@ -66,6 +66,12 @@ def test_checker_sees_what_a_cotangent_of_ones_cannot(rng):
 # ---------------------------------------------------------------------------- ops
 
 
+def test_dropout_takes_no_generator_of_32_bits():
+    rng = np.random.Generator(np.random.MT19937(0))
+    with pytest.raises(TypeError, match="MT19937 gives 32"):
+        ops.dropout_forward(np.ones((2, 3)), 0.1, rng)
+
+
 @given(seeds, sizes, sizes, sizes)
 def test_linear(seed, rows, inputs, outputs):
     rng = np.random.default_rng(seed)

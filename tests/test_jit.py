@@ -1,12 +1,14 @@
 """Machine code on disk: processes that compile at once, and places that cannot be written to."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
+import numba
 import pytest
-from conftest import TINY, run
+from conftest import ROOT, TINY, run
 from numba import types
 from numba.extending import intrinsic
 
@@ -121,6 +123,30 @@ def test_without_a_place_for_machine_code_it_still_answers(tmp_path):
     env = {"NUMBA_CACHE_DIR": str(blocked), "XDG_CACHE_HOME": str(blocked)}
     result = run("infer", "--model", TINY, "the good film", env=env)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_user_without_a_home_gets_no_directory_of_that_name(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(blocked))
+    monkeypatch.setattr(jit, "__file__", str(blocked / "jit.py"))
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert jit._cache_directory() is None
+    assert os.listdir() == ["file"]
+
+
+def test_machine_code_knows_the_constants_that_it_holds(tmp_path, monkeypatch):
+    package = tmp_path / "minidact"
+    shutil.copytree(ROOT / "minidact", package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(jit, "__file__", str(package / "fast" / "jit.py"))
+    before = jit._cache_directory()
+    assert jit._cache_directory() == before
+    file = package / "mechanisms" / "token_gates.py"
+    file.write_text(file.read_text().replace("OPEN = 0.5", "OPEN = 0.3"))
+    assert jit._cache_directory() != before
 
 
 def test_it_says_that_it_will_compile_at_every_start(monkeypatch):

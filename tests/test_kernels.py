@@ -92,6 +92,23 @@ def test_linear(nothing_is_small, seed, rows, outputs, inputs):
     )
 
 
+def test_columns_may_lie_side_by_side(nothing_is_small, rng):
+    """Fortran's order, as a transpose has it: its copies would be written to, and lost."""
+    x, w, b = (np.asfortranarray(draw(rng, *shape)) for shape in ((40, 70), (50, 70), (50,)))
+    compare("linear", (x, w, b), rng)
+    compare("gelu", (x,), rng)
+    compare("layer_norm", (x, draw(rng, 70), draw(rng, 70), 1e-3), rng)
+    compare("attention", (x[:, :66], np.array([0, 15, 40]), 2, None, None), rng)
+    out, mask = kernels.dropout_forward(x, 0.5, np.random.default_rng(0))
+    np.testing.assert_array_equal(out, x * mask)
+    assert set(np.unique(mask)) == {0, 2}
+    mine, theirs = ([w.copy("K"), w, abs(w), abs(w)] for _ in range(2))
+    for module, (p, g, m, v) in ((kernels, mine), (ops, theirs)):
+        module.adamw_update(p, g, m.copy("K"), v.copy("K"), 3, 0.1, 0.9, 0.999, 1e-8, 0.01, 1.0)
+    assert_close(mine[0], theirs[0])
+    assert np.abs(mine[0] - w).min() > 0
+
+
 @given(seeds, st.integers(1, 70), st.integers(1, 100), st.integers(1, 130))
 def test_packed_linear(seed, rows, outputs, inputs):
     rng = np.random.default_rng(seed)

@@ -75,6 +75,35 @@ def test_a_fork_after_use(bits):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_while_another_thread_compiles():
+    """It waits for it; else the compiler would be locked in the child for ever."""
+    out = in_a_program("""
+        import os, signal, threading, time
+        from numba.core.compiler_lock import global_compiler_lock
+        import minidact.fast
+
+        held = threading.Event()
+
+        def compiles():
+            with global_compiler_lock:
+                held.set()
+                time.sleep(0.5)
+
+        threading.Thread(target=compiles).start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            with global_compiler_lock:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        with global_compiler_lock:
+            print("as before")
+    """)
+    assert out == "as before\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_that_trains():
     """All kernels are replaced in a child, those of the backward pass, too."""
     out = in_a_program("""

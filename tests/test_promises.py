@@ -21,7 +21,7 @@ from training import arguments, weights
 
 from minidact import InputError, infer
 from minidact.errors import visible
-from minidact.fast import threads
+from minidact.fast import host, threads
 
 PAGE = ROOT / "tutorials" / "when-something-goes-wrong.md"
 SHIPPED = ROOT / "weights" / "sst2-minilm-l6"
@@ -164,6 +164,23 @@ def test_settings_that_cannot_be(name, value, sentence):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {sentence}")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(host.ARM, reason="of x86's instructions")
+def test_another_processor_than_this_one_may_be_compiled_for():
+    said = "from minidact.fast.host import HALVES, HOST, WIDTH; print(WIDTH, HALVES, HOST)"
+    for name, features, expected in (
+        ("generic", None, "4 False {}"),
+        ("haswell", "+avx2,+fma,-f16c", "8 False {'avx2': True, 'fma': True, 'f16c': False}"),
+    ):
+        env = {"NUMBA_CPU_NAME": name} | ({"NUMBA_CPU_FEATURES": features} if features else {})
+        done = subprocess.run(
+            [sys.executable, "-c", said],
+            env={**os.environ, **env},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+        )
+        assert done.stdout.decode() == f"{expected}\n"
 
 
 def test_without_a_compiler_it_answers_too():

@@ -7,6 +7,7 @@ import gzip
 import lzma
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -118,8 +119,8 @@ def _row(place: Place, columns: Columns) -> Row:
 
 # what a layout yields: the place, and the row's columns or why there are none
 Found = Iterator[tuple[Place, Columns | str]]
-Lines = Iterator[tuple[Place, str | None]]  # None: not UTF-8
-Records = Iterator[tuple[Place, Any]]  # a list, or None if not UTF-8, or else what is wrong
+Lines = Iterator[tuple[Place, str]]  # a byte that is not UTF-8 is in it as a lone surrogate
+Records = Iterator[tuple[Place, list[str] | str]]  # the cells, or what is wrong
 
 
 def _lines(file: Path, begin: Place) -> Lines:
@@ -128,22 +129,19 @@ def _lines(file: Path, begin: Place) -> Lines:
         opened.seek(begin.offset)
         place = begin
         for line in opened:
-            try:
-                text = line.rstrip(b"\r\n").decode("utf-8")
-                yield place, text.removeprefix("\ufeff") if place == BEGIN else text
-            except UnicodeDecodeError:
-                yield place, None
+            text = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+            yield place, text.removeprefix("\ufeff") if place == BEGIN else text
             place = Place(place.offset + len(line), place.line + 1)
 
 
 def _txt(file: Path, begin: Place) -> Found:
     for place, line in _lines(file, begin):
-        yield place, NOT_UTF8 if line is None else {"text": line}
+        yield place, NOT_UTF8 if ESCAPED.search(line) else {"text": line}
 
 
 def _jsonl(file: Path, begin: Place) -> Found:
     for place, line in _lines(file, begin):
-        if line is None:
+        if ESCAPED.search(line):
             yield place, NOT_UTF8
         elif line.strip():
             try:
@@ -156,7 +154,7 @@ def _jsonl(file: Path, begin: Place) -> Found:
 
 def _tsv(file: Path, begin: Place) -> Found:
     def records(lines: Lines) -> Records:
-        return ((p, line if line is None else line.split("\t")) for p, line in lines if line != "")
+        return ((place, line.split("\t")) for place, line in lines if line)
 
     return _table(records, file, begin)
 
@@ -172,7 +170,7 @@ def _csv_records(lines: Lines) -> Records:
         nonlocal first
         for place, line in lines:
             first = first or place
-            yield f"{line}\n" if line is not None else "\udcff\n"
+            yield f"{line}\n"
 
     reader = csv.reader(noted(), strict=True)
     while True:
@@ -185,21 +183,23 @@ def _csv_records(lines: Lines) -> Records:
         except csv.Error as error:
             record = str(error)
         if record:  # else the line is blank
-            yield first or BEGIN, None if "\udcff" in "".join(record) else record
+            yield first or BEGIN, record
 
 
 def _table(records: Callable[[Lines], Records], file: Path, begin: Place) -> Found:
     """Rows under a header, which is read first wherever the rows begin. records: no blank lines."""
     top, header = next(records(_lines(file, BEGIN)), (BEGIN, []))
-    if header is None or isinstance(header, str):
-        raise BadHeader(f"its header: {header or NOT_UTF8}")
+    if isinstance(header, str) or ESCAPED.search("".join(header)):
+        raise BadHeader(f"its header: {header if isinstance(header, str) else NOT_UTF8}")
     if len(set(header)) < len(header):
         raise BadHeader("its header names a column twice")
     for place, record in records(_lines(file, begin)):
         if place <= top:
             continue
-        if record is None or isinstance(record, str):
-            yield place, record or NOT_UTF8
+        if isinstance(record, str):
+            yield place, record
+        elif ESCAPED.search("".join(record)):
+            yield place, NOT_UTF8
         elif len(record) == len(header):
             yield place, dict(zip(header, record, strict=True))
         else:
@@ -246,7 +246,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-NOT_UTF8 = "not valid UTF-8"
+NOT_UTF8, ESCAPED = "not valid UTF-8", re.compile("[\udc80-\udcff]")
 LAYOUTS: dict[str, Callable[..., Found]] = {
     ".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".txt": _txt, ".parquet": _parquet,
 }  # fmt: skip

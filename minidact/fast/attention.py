@@ -283,7 +283,7 @@ def attention_forward(qkv, offsets, num_heads, drop=None, gates=None):
 def attention_backward(dout, cache):
     """Returns dqkv (T, 3C), and dgates (T,) or None, for dout (T, C), in float32."""
     qkv, weights, offsets, num_heads, drop, gates = cache
-    dqkv, dgates = np.empty_like(qkv), np.empty((num_heads, len(qkv)), F)
+    dqkv, dgates = np.empty(qkv.shape, F), np.empty((num_heads, len(qkv)), F)
     options = _options(dout.shape[1], num_heads, drop, gates)
     _attention_backward(dout, qkv, weights, offsets, num_heads, *options, dqkv, dgates)
     return dqkv, (None if gates is None else dgates.sum(0))

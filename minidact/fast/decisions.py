@@ -251,7 +251,7 @@ def _above(received, t):
     return count
 
 
-@jit()
+@jit(fastmath=())  # a share on a bin's border stays there: no division becomes a product
 def _stays(received, offsets, run, gates, relative, keep, out):
     bins = len(gates)
     for b in range(len(offsets) - 1):

@@ -9,6 +9,8 @@ forks before it has loaded a model gives its child nothing to worry about.
 import os
 import sys
 
+from numba.core.compiler_lock import global_compiler_lock
+
 from . import jit, threads
 
 
@@ -25,5 +27,18 @@ def in_child() -> None:
                     setattr(module, key, alone[id(value)])
 
 
+def release() -> None:
+    global_compiler_lock.release()
+
+
+def released_in_child() -> None:
+    release()
+    in_child()
+
+
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=in_child)
+    # nobody forks while another thread compiles: the child could never compile
+    os.register_at_fork(
+        before=global_compiler_lock.acquire, after_in_parent=release,
+        after_in_child=released_in_child,
+    )  # fmt: skip

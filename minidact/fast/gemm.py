@@ -383,7 +383,7 @@ def linear_backward(dout, cache):
     x, w = cache
     if x.size * len(w) < SMALL:
         return ops.linear_backward(dout, cache)
-    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty(len(w), np.float32)
+    dx, dw, db = (np.empty(shape, np.float32) for shape in (x.shape, w.shape, len(w)))
     _product(dout, w, dx)
     _product_of_columns(dout, x, dw, db)
     return dx, dw, db

@@ -17,7 +17,10 @@ AT_HWCAP, HWCAP_ASIMDDP = 16, 1 << 20  # Linux, on Arm: the kernel's word on dot
 
 
 def _features() -> dict[str, bool]:
-    """Which instructions there are, by LLVM's names."""
+    """Which instructions there are, by LLVM's names; with NUMBA_CPU_NAME, those that it allows."""
+    name, features = numba.config.CPU_NAME, numba.config.CPU_FEATURES
+    if features is not None or name not in (None, binding.get_host_cpu_name(), "host"):
+        return {word[1:]: word[0] == "+" for word in (features or "").split(",") if word}
     try:
         found = dict(binding.get_host_cpu_features())
     except RuntimeError:  # LLVM does not know on every system

@@ -1,9 +1,10 @@
 """How the kernels are compiled: Numba's flags, and where machine code is kept.
 
 Numba's own cache on disk looks at the age of one source file. Our kernels call each other across
-files, so machine code lies in a directory named after the content of every file in this folder, the
-processor and the vector width: neither an edit nor another machine can meet code that was compiled
-for something else. So a kernel belongs in this folder, and need not be listed anywhere.
+files, so machine code lies in a directory named after the content of every file in this folder, and
+of the modules whose constants kernels hold, the processor and the vector width: neither an edit nor
+another machine can meet code that was compiled for something else. So a kernel belongs in this
+folder, and need not be listed anywhere.
 """
 
 import hashlib
@@ -32,15 +33,20 @@ REORDER = frozenset({"contract", "reassoc", "nsz", "arcp"})  # sums in any order
 def _cache_directory() -> str | None:
     """The first of these that can be written to; None: machine code is not kept."""
     here = Path(__file__).parent
-    content = [file.read_bytes() for file in sorted(here.glob("*.py"))]
+    holding = ("fast/*.py", "mechanisms/*.py", "ops.py")  # kernels, and constants that they take
+    files = [file for pattern in holding for file in sorted(here.parent.glob(pattern))]
+    content = [file.read_bytes() for file in files]
     version = hashlib.sha256(b"".join(content)).hexdigest()[:12]
     forced = os.environ.get("MINIDACT_INT8", "")  # int8.py: what the machine code multiplies with
-    machine = f"{numba.__version__} {binding.get_host_cpu_name()} {numba.config.CPU_FEATURES}"
+    machine = f"{numba.__version__} {binding.get_host_cpu_name()} {numba.config.CPU_NAME}"
+    machine += f" {numba.config.CPU_FEATURES}"
     host = hashlib.sha256(machine.encode()).hexdigest()[:6]  # others may keep theirs beside it
     name = f"minidact-{sys.implementation.cache_tag}-{WIDTH}{forced}-{host}-"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = [numba.config.CACHE_DIR] if numba.config.CACHE_DIR else []
     for parent in (*chosen, here / "__pycache__", home):
+        if str(parent).startswith("~"):  # a user without a home
+            continue
         try:
             directory = Path(parent) / (name + version)
             directory.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import math
 import numpy as np
 from numba import prange
 
-from .. import ragged
+from .. import ops, ragged
 from ..ops import (  # noqa: F401  what NumPy does as well
     attention_size,
     cross_entropy_backward,
@@ -68,14 +68,14 @@ def _gelu_backward(dout, x, dx):
 
 
 def gelu_forward(x):
-    out = np.empty_like(x)
+    out = np.empty(x.shape, x.dtype)
     _gelu_forward(x.reshape(-1), out.reshape(-1))
     return out, x
 
 
 def gelu_backward(dout, cache):
     x = cache
-    dx = np.empty_like(x)
+    dx = np.empty(x.shape, x.dtype)
     _gelu_backward(dout.reshape(-1), x.reshape(-1), dx.reshape(-1))
     return dx
 
@@ -93,7 +93,7 @@ def _dropout_forward(x, bits, least, scale, mask, out):
 def dropout_forward(x, rate, rng):
     if rate == 0 or rng is None:
         return x, None
-    mask, out, bits = np.empty_like(x), np.empty_like(x), dropout_bits(x.size, rng)
+    (mask, out), bits = np.empty((2, *x.shape), x.dtype), dropout_bits(x.size, rng)
     flat = (x.reshape(-1), bits, dropout_least(rate), F(1 / (1 - rate)))
     _dropout_forward(*flat, mask.reshape(-1), out.reshape(-1))
     return out, mask
@@ -246,6 +246,9 @@ def _adamw_update(p, g, m, v, keep, rate, new1, beta2, new2, eps, inv_correction
 
 
 def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, decay, scale):
+    if not all(a.flags.c_contiguous for a in (p, m, v)):  # flattened they would be copies
+        ops.adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, decay, scale)
+        return
     inv_correction = F(1 / math.sqrt(1 - beta2**step))
     rate, keep = F(lr / (1 - beta1**step)), F(1 - lr * decay)
     # 1 - beta is taken here: inside the loop it could be multiplied out, and lose its digits

@@ -94,7 +94,7 @@ def normal(x):
 
 @jit()
 def gelu(x):
-    """Returns x Phi(x), the GELU (with erf, not tanh), for a float32. The error is below 2e-7.
+    """Returns x Phi(x), the GELU (with erf, not tanh), for a float32. The error is below 5e-7.
 
     A forward pass needs no density, and a tail that is small needs no small relative error. So this
     is half the work of `normal`:
