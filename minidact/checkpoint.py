@@ -19,8 +19,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from . import bert, network
 from .config import Config
-from .data import of_rust
-from .errors import InputError, known
+from .errors import InputError, known, of_rust
 from .files import make_directory, write_file
 from .mechanisms import MECHANISMS
 from .tensors import KINDS, Tensors, is_finite, open_tensors, release

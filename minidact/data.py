@@ -5,7 +5,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from tokenizers import Tokenizer
 
 from . import ragged
 from .config import Config
-from .errors import InputError
+from .errors import InputError, of_rust
 from .ragged import Batch
 
 # {column of the text: column of the second text}; the first text column that the header has is used
@@ -295,20 +294,6 @@ def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
         Encoded(np.array(e.ids), np.array(e.type_ids), e.tokens, bool(e.overflowing) or short)
         for e, short in zip(encodings, cut, strict=True)
     ]
-
-
-@contextmanager
-def of_rust(what: str) -> Iterator[None]:
-    """Whatever the Rust side of a tokenizer raises is an InputError: what, and why.
-
-    It raises bare Exception, and where it panics what no "except Exception" catches.
-    """
-    try:
-        yield
-    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        raise InputError(f"{what}: {error}") from None
 
 
 def _clean(text: str) -> str:

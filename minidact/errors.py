@@ -8,7 +8,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +41,20 @@ def known(name: str, value: Any, choices: Iterable[str]) -> Any:
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} is {value!r}; there are: {', '.join(choices)}")
     return value
+
+
+@contextmanager
+def of_rust(what: str) -> Iterator[None]:
+    """Whatever the Rust side of a tokenizer raises is an InputError: what, and why.
+
+    It raises bare Exception, and where it panics what no "except Exception" catches.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what}: {error}") from None
 
 
 def run_command(main: Callable[[], None]) -> None:

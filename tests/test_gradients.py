@@ -66,10 +66,11 @@ def test_checker_sees_what_a_cotangent_of_ones_cannot(rng):
 # ---------------------------------------------------------------------------- ops
 
 
-def test_dropout_takes_no_generator_of_32_bits():
-    rng = np.random.Generator(np.random.MT19937(0))
-    with pytest.raises(TypeError, match="MT19937 gives 32"):
-        ops.dropout_forward(np.ones((2, 3)), 0.1, rng)
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.Philox, np.random.MT19937])
+def test_dropout_keeps_its_share_by_any_generator(bits):
+    out, _ = ops.dropout_forward(np.ones((100, 1000)), 0.1, np.random.Generator(bits(0)))
+    assert out.mean() == pytest.approx(1, abs=0.005)  # five standard deviations
+    np.testing.assert_allclose(np.unique(out), [0, 1 / 0.9])
 
 
 @given(seeds, sizes, sizes, sizes)
