@@ -57,9 +57,10 @@ def test_it_learns_and_the_log_says_so(use, task, tmp_path):
 
 
 def test_same_seed_same_bits_and_another_seed_others(task, tmp_path):
-    use = "halting,planning,tokens"
+    """The first training compiles all kernels, the others find them compiled."""
+    use, env = "halting,planning,tokens", {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        result = run("train", *arguments(task, tmp_path / name, use=use, seed=seed))
+        result = run("train", *arguments(task, tmp_path / name, use=use, seed=seed), env=env)
         assert result.returncode == 0, result.stderr
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))

@@ -80,7 +80,7 @@ def is_compiled(name: str) -> bool:
 
 _to_say: list = []  # what before_compiling was given, until it is called
 _under_way: list = []  # kernels that are being compiled: one calls for the next
-_made: list = []  # all kernels, and which liberties their sums take
+_made: list = []  # all kernels, which liberties their sums take, and whether they are inlined
 
 
 def before_compiling(say: Callable[[], object]) -> None:
@@ -150,22 +150,24 @@ def _keep_on_disk(kernel, directory: str) -> None:
     kernel.compile, cache.load_overload, cache.save_overload = compile_alone, load_alone, save_alone
 
 
-def jit(parallel=False, fastmath=REORDER):
+def jit(parallel=False, fastmath=REORDER, inlined=False):
     """numba.njit as every kernel wants it.
 
     error_model "numpy": a division cannot raise, so that LLVM can vectorise the loop around it.
     fastmath: sums may be reordered, nothing more. nogil: other Python threads go on meanwhile.
+    inlined: it becomes part of each kernel that calls it. Without, the process that compiles may
+    run one copy of a function and later ones another, which sums in another order.
     """
 
     def decorate(function):
-        kernel = _compiled(function, parallel, fastmath, _DIRECTORY)
-        _made.append((kernel, fastmath))
+        kernel = _compiled(function, parallel, fastmath, _DIRECTORY, inlined)
+        _made.append((kernel, fastmath, inlined))
         return kernel
 
     return decorate
 
 
-def _compiled(function, parallel: bool, fastmath, directory: str | None):
+def _compiled(function, parallel: bool, fastmath, directory: str | None, inlined: bool = False):
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, directory or ""
     try:
         kernel = numba.njit(
@@ -174,6 +176,7 @@ def _compiled(function, parallel: bool, fastmath, directory: str | None):
             error_model="numpy",
             fastmath=set(fastmath),
             parallel=parallel,
+            forceinline=inlined,
         )(function)
     finally:
         numba.config.CACHE_DIR = before
@@ -189,6 +192,6 @@ def with_one_thread() -> dict[int, Any]:
         if directory:
             os.makedirs(directory, exist_ok=True)
     return {
-        id(kernel): _compiled(kernel.py_func, False, fastmath, directory)
-        for kernel, fastmath in _made
+        id(kernel): _compiled(kernel.py_func, False, fastmath, directory, inlined)
+        for kernel, fastmath, inlined in _made
     }

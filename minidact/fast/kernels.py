@@ -128,7 +128,7 @@ def _layer_norm_forward(x, gamma, beta, eps, out, normal, inv_std):
         inv_std[t, 0] = _layer_norm_row(x[t], gamma, beta, eps, out[t], normal[t])
 
 
-@jit()
+@jit(inlined=True)
 def _layer_norm_row_backward(dout, normal, inv, gamma, dx, dgamma, dbeta):
     size, mean, along = F(len(dout)), F(0.0), F(0.0)  # of dnormal, of dnormal * normal
     for c in range(len(dout)):
