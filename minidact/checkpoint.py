@@ -267,7 +267,7 @@ def read_tokenizer(path: Path, config: Config) -> Tokenizer:
             raise InputError(f"{path} has neither tokenizer.json nor vocab.txt")
         tokenizer.no_padding()
         tokenizer.enable_truncation(config.max_position_embeddings)
-        added = tokenizer.encode("").ids and tokenizer.encode("", "").ids
+        added = tokenizer.encode("").ids
     if not added:
         raise InputError(f"the tokenizer in {path} adds no [CLS] and [SEP] to a text")
     highest = max(tokenizer.get_vocab().values(), default=-1)

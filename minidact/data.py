@@ -271,7 +271,7 @@ def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
     texts, pairs: str sequences of the same length; pairs, the second texts, may be None. Of each
     only the first most_characters(tokenizer) are read.
     Raises InputError if the tokenizer fails, because its vocabulary may lack what it needs, or if
-    it makes more tokens than it should cut at.
+    it makes more tokens than it should cut at, or none.
     """
     most, characters = _most_tokens(tokenizer), most_characters(tokenizer)
     columns = [texts] if pairs is None else [texts, pairs]
@@ -284,6 +284,8 @@ def encode(tokenizer: Tokenizer, texts, pairs=None) -> list[Encoded]:
             encodings = [tokenizer.encode(*one) if pairs is not None else tokenizer.encode(one)]
         else:
             encodings = tokenizer.encode_batch(inputs)
+    if not all(e.ids for e in encodings):  # a text alone was looked at when it was loaded
+        raise InputError("the model's tokenizer adds no [CLS] and [SEP] to two texts")
     longest = max((len(e.ids) for e in encodings), default=0)
     if longest > most:
         raise InputError(

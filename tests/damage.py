@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from tokenizers import processors
 
 from minidact import checkpoint
 
@@ -95,14 +94,6 @@ def tokenizer_that_panics(directory):
     (directory / "tokenizer.json").write_text(json.dumps({"model": model}))
 
 
-def pairs_without_ends(directory):
-    tokenizer = checkpoint.read_tokenizer(directory, checkpoint.read_config(directory))
-    one = "[CLS] $A [SEP]"
-    ends = [(word, tokenizer.token_to_id(word)) for word in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(one, "$A $B", ends)
-    tokenizer.save(str(directory / "tokenizer.json"))
-
-
 def poor_vocabulary(directory):
     (directory / "vocab.txt").write_text("a\nb\n")
 
@@ -186,7 +177,6 @@ BROKEN = [
     (bad_tokenizer, "the tokenizer in"),
     (bare_tokenizer, "adds no [CLS] and [SEP]"),
     (tokenizer_that_panics, "the tokenizer in"),
-    (pairs_without_ends, "adds no [CLS] and [SEP]"),
     (poor_vocabulary, "lacks [UNK], [CLS], [SEP]"),
     (rich_vocabulary, "ids up to 112"),
     (config(model_type="roberta"), "'roberta' model, not 'bert'"),

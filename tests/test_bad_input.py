@@ -150,8 +150,19 @@ def test_names_and_dtypes_that_are_none(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_texts_of_which_nothing_is_left(copy, refused):
+    """A template for one text alone puts nothing around two."""
+    tokenizer = checkpoint.read_tokenizer(copy, checkpoint.read_config(copy))
+    ids = [("[CLS]", tokenizer.token_to_id("[CLS]"))]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A", "$A $B", ids)
+    tokenizer.save(str(copy / "tokenizer.json"))
+    sentence = "the model's tokenizer adds no [CLS] and [SEP] to two texts"
+    refused(sentence, "infer", "--model", copy, "", "--pair", "")
+
+
 def test_more_tokens_than_positions(copy, refused):
     """Two texts need three special tokens; a template may add many, or use a text twice."""
+    Model.from_pretrained(copy)("good")  # compiled, infer asks for a short text first
     tensors = load_file(copy / "model.safetensors")
     name = "bert.embeddings.position_embeddings.weight"
     two = tensors | {name: np.ascontiguousarray(tensors[name][:2])}
