@@ -8,9 +8,9 @@ if sys.argv[:1] == ["-m"] and any(word.startswith("minidact.") for word in sys.o
     # one of our commands is being started: until it runs (errors.run_command), Ctrl-C just ends it,
     # and a setting that cannot be is said in a sentence
     from .errors import end_on_import
+    from .signals import on_interrupt
 
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's script starts `.. &`
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    on_interrupt(signal.SIG_DFL)
     sys.excepthook = end_on_import
 
 __version__ = "0.4.0"

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ TEXTS = {
     "question": "sentence",
     "sentence": "text_pair",
 }
+ESCAPED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are no UTF-8
 LABELS = ("label", "Quality", "score", "gold_label", "is_duplicate")
 LARGEST = float(np.finfo(np.float32).max)  # of a score
 # GLUE's headers that have a metric of their own

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from .signals import interruptible
+from .signals import interruptible, on_interrupt
 
 # what a terminal obeys, and what turns the direction of writing: both can forge a line
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -63,9 +63,7 @@ def run_command(main: Callable[[], None]) -> None:
     An OSError here is of a stream: files of their own raise InputError. Ctrl-C ends it with exit
     code 130, unless it is ignored. Before and after, it just ends the process: see __init__.py.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = on_interrupt(signal.default_int_handler)
     try:
         with interruptible():
             check_streams()

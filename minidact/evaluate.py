@@ -24,7 +24,7 @@ from .mechanisms.record import Knob
 from .model import Model
 from .options import add_knob, add_model_options, check_apart, fill, flag, how_to_answer
 from .study import certify, explore, report, sweep
-from .study.scores import heading, measure, table
+from .study.scores import Full, heading, measure, table
 
 CERTIFYING = {
     "confidence": Knob(0.95, "with --certify: how sure the promise has to be", 0.5, 0.999999),
@@ -106,8 +106,7 @@ def main() -> None:
     if options.predictions:
         report.check(examples, names_of(model.config))
     if not options.sweep:
-        result, _ = measure(*fixed, how, each=True)
-        once(options, result, examples, labels, model)
+        once(options, *measure(*fixed, how, each=True), examples, labels, model)
         return
     if not model.config.mechanisms:
         raise InputError("the model carries no mechanism, so there is no knob to sweep")
@@ -133,13 +132,15 @@ def main() -> None:
         print(json.dumps(result) if options.json else told)
 
 
-def once(options: argparse.Namespace, result: dict, examples, labels, model: Model) -> None:
+def once(
+    options: argparse.Namespace, result: dict, full: Full, examples, labels, model: Model
+) -> None:
     """Prints a score, what it is made of, and writes what was asked for of every text."""
     names = names_of(model.config)
     if len(names) > 1:
         result |= report.report(result["metric"], result["probs"].argmax(1), labels, names)
     if options.explore:
-        page = explore.page(model, examples, labels, result["metric"], options.batch_size)
+        page = explore.page(model, examples, labels, result["metric"], full, options.batch_size)
         write_file(Path(options.explore), page.encode("utf-8", "replace"))
     if options.predictions:
         rows = report.predictions(examples, result, names)

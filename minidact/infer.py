@@ -5,7 +5,6 @@ import codecs
 import gc
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from .signals import ending
 from .tensors import unread
 
 PIECE = 2**16  # bytes of a line that are read at once
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are none
 
 
 def parser() -> argparse.ArgumentParser:
@@ -174,7 +172,7 @@ def lines(stream: BinaryIO, most: int, paired: bool = False) -> Iterator[str | N
         texts, valid, decoder = [""], True, codecs.getincrementaldecoder("utf-8")("surrogateescape")
         for piece in chain([first], rest_of_line(stream, first), [b""]):
             more = decoder.decode(piece, final=not piece)
-            valid = valid and not NOT_UTF8.search(more)
+            valid = valid and not data.ESCAPED.search(more)
             first_part, *others = more.split("\t", 3 - len(texts)) if paired else [more]
             texts[-1] += first_part[: most - len(texts[-1])]
             texts += [part[:most] for part in others]

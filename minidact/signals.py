@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # what asks a program to end; a terminal that is closed sends SIGHUP, which Windows has not
 STOPS = tuple(
@@ -43,15 +44,21 @@ def later(number: int) -> Iterator[None]:
         signal.raise_signal(number)
 
 
+def on_interrupt(handler: Any) -> Any:
+    """Sets what Ctrl-C does, and returns what it did before. Where it is ignored it stays so."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+    return before
+
+
 @contextmanager
 def ending() -> Iterator[None]:
     """While the block lasts Ctrl-C just ends the process: for where it has nothing to lose yet.
 
-    Where it is ignored it stays so. Numba swallows KeyboardInterrupt in places while it compiles.
+    Numba swallows KeyboardInterrupt in places while it compiles.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = on_interrupt(signal.SIG_DFL)
     try:
         yield
     finally:

@@ -4,16 +4,16 @@ import json
 import re
 import shutil
 import subprocess
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, run
 from training import arguments
 
-from minidact import Model
+from minidact import Model, data
 from minidact.mechanisms.exits import HEADS, RULES
 from minidact.study import explore
+from minidact.study.scores import Full
 
 REVIEWS = ROOT / "tutorials" / "data" / "reviews.tsv"
 BROWSER = next(
@@ -83,13 +83,13 @@ def test_it_shows_what_evaluate_measures(page):
             assert exits == np.bincount(layers, minlength=7)[1:].tolist(), moved
 
 
-def test_in_full_is_float32(monkeypatch):
-    exact, seen = Mock(), []
-    exact.run.side_effect = lambda texts, _: Mock(probs=np.eye(3)[texts])
-    monkeypatch.setattr(explore, "in_float32", lambda model: seen.append(model) or exact)
-    assert explore.in_full("in eight bits", [2, 0, 1], batch_size=2) == [2, 0, 1]
-    assert seen == ["in eight bits"]
-    exact.knobs.assert_called_with(())  # nothing is left out
+def test_in_full_is_what_evaluate_compares_with():
+    """The float32 network's classes, also of a model in eight bits: not what the page computes."""
+    model, examples = Model.from_pretrained(bits=8), data.read_examples(REVIEWS)
+    said = np.arange(240) % 2
+    page = explore.page(model, examples, said, "accuracy", Full(0.5, 1.0, said))
+    (full,) = re.findall(r'"full": (\[[\d, ]+])', page)
+    assert json.loads(full) == said.tolist()
 
 
 @in_a_browser

@@ -7,13 +7,12 @@ import gzip
 import lzma
 import math
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..data import TEXTS, parse_json
+from ..data import ESCAPED, TEXTS, parse_json
 from ..errors import InputError
 
 Columns = dict[str, Any]
@@ -246,7 +245,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-NOT_UTF8, ESCAPED = "not valid UTF-8", re.compile("[\udc80-\udcff]")
+NOT_UTF8 = "not valid UTF-8"
 LAYOUTS: dict[str, Callable[..., Found]] = {
     ".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".txt": _txt, ".parquet": _parquet,
 }  # fmt: skip

@@ -27,18 +27,8 @@ def in_child() -> None:
                     setattr(module, key, alone[id(value)])
 
 
-def release() -> None:
-    global_compiler_lock.release()
-
-
-def released_in_child() -> None:
-    release()
-    in_child()
-
-
 if hasattr(os, "register_at_fork"):  # not on Windows
     # nobody forks while another thread compiles: the child could never compile
-    os.register_at_fork(
-        before=global_compiler_lock.acquire, after_in_parent=release,
-        after_in_child=released_in_child,
-    )  # fmt: skip
+    lock, release = global_compiler_lock.acquire, global_compiler_lock.release
+    os.register_at_fork(before=lock, after_in_parent=release, after_in_child=release)
+    os.register_at_fork(after_in_child=in_child)

@@ -84,13 +84,9 @@ def remember(o) -> None:
     path = make_directory(o.out) / "study.json"
     given = {"data": os.path.abspath(o.data)}
     given["init"] = os.path.abspath(o.init) if os.path.exists(o.init) else o.init
-    try:
-        before = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         write_file(path, json.dumps(given).encode())
-        return
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    before = compare.read(path)
     for name, value in given.items():
         if before.get(name) != value:
             raise InputError(
@@ -130,7 +126,7 @@ def study(o, task: str, method: str, seed: int) -> None:
         write_file(out / compare.SWEEP, text.encode())
     first = seed == int(comma_list(o.seeds)[0])
     if first and curves and not (out / compare.TIMES).exists():
-        points = json.loads((out / compare.SWEEP).read_text())["points"]
+        points = compare.read(out / compare.SWEEP)["points"]
         told = list(times(evaluate, curves, points))
         write_file(out / compare.TIMES, json.dumps(told).encode())
 

@@ -33,24 +33,24 @@ def is_finished(out: Path) -> bool:
     return (out / SWEEP).exists() and (out / TEXTS).exists()
 
 
-def found_in(out: Path) -> dict[str, Found]:
-    """{curve: what is there}; without a sweep, of a plain network, the curve is "full".
-
-    Raises InputError for a damaged file.
-    """
-    name = SWEEP
+def read(file: Path) -> Any:
+    """What a file of a study holds, JSON or arrays; raises InputError if it is damaged."""
     try:
-        result = json.loads((out / name).read_text())
-        points = result.get("points", [result])
-        name = TIMES
-        times = json.loads((out / name).read_text()) if (out / name).exists() else []
-        name = TEXTS
-        with np.load(out / name) as file:
-            texts = {name: file[name] for name in file.files}
+        if file.suffix == ".npz":
+            with np.load(file) as arrays:
+                return dict(arrays)
+        return json.loads(file.read_text())
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(
-            f"{out / name} cannot be read ({error}): delete it, and the study makes it anew"
+            f"{file} cannot be read ({error}): delete it, and the study makes it anew"
         ) from None
+
+
+def found_in(out: Path) -> dict[str, Found]:
+    """{curve: what is there}; without a sweep, of a plain network, the curve is "full"."""
+    result, texts = read(out / SWEEP), read(out / TEXTS)
+    points = result.get("points", [result])
+    times = read(out / TIMES) if (out / TIMES).exists() else []
     named: dict[str, list[int]] = {}
     for i, point in enumerate(points):
         named.setdefault(point.get("curve", "full"), []).append(i)

@@ -21,7 +21,7 @@ from ..mechanisms import together
 from ..mechanisms.exits import HEADS, RULES
 from ..model import Model
 from . import sweep
-from .scores import in_float32
+from .scores import Full
 
 # what explorer.html can compute; a rule of your own needs a line in its RULES, and here
 SHOWN = (
@@ -51,8 +51,10 @@ def check(model: Model, examples: data.Examples) -> None:
         raise InputError("--explore shows one text at a time, and the file has two in a row")
 
 
-def page(model: Model, examples: data.Examples, labels, metric: str, batch_size: int = 32) -> str:
-    """The whole page, as HTML, of what `check` lets pass."""
+def page(
+    model: Model, examples: data.Examples, labels, metric: str, full: Full, batch_size: int = 32
+) -> str:
+    """The whole page, as HTML, of what `check` lets pass. full: as `measure` returns it."""
     own = HEADS[model.config.mechanisms["halting"].trained].rule
     texts = [data.encode(model.tokenizer, [text])[0] for text in examples.texts]
     gates = tuple(name for name in together(model.config.mechanisms) if name != "halting")
@@ -60,19 +62,12 @@ def page(model: Model, examples: data.Examples, labels, metric: str, batch_size:
         "labels": model.config.id2label, "layers": model.config.num_hidden_layers,
         "metric": metric, "truth": [int(label) for label in labels], "texts": examples.texts,
         "pieces": [text.tokens for text in texts], "rules": rules(model, own), "own": own,
-        "modes": [mode(model, texts, (), batch_size)], "full": in_full(model, texts, batch_size),
+        "modes": [mode(model, texts, (), batch_size)], "full": full.classes.tolist(),
     }  # fmt: skip
     if gates and RULES[own].averages:
         told["modes"].append(mode(model, texts, gates, batch_size))
     written = json.dumps(told, ensure_ascii=False).replace("<", "\\u003c")  # no tag can end it
     return TEMPLATE.read_text("utf-8").replace(PLACE, written)
-
-
-def in_full(model: Model, texts: list[data.Encoded], batch_size: int) -> list[int]:
-    """The classes by the full float32 network."""
-    exact, starts = in_float32(model), range(0, len(texts), batch_size)
-    said = [exact.run(texts[start : start + batch_size], exact.knobs(())) for start in starts]
-    return [int(answer) for each in said for answer in each.probs.argmax(1)]
 
 
 def rules(model: Model, own: str) -> list[dict[str, Any]]:
